@@ -1,0 +1,29 @@
+"""A chosen plan: the tree, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ce_fx.plan.network import Network
+from ce_fx.plan.tree import Tree
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation order for one product, with its costs.
+
+    Attributes:
+        network: what is evaluated.
+        tree: the order.
+        method: how it was found: "written", "optimal", "connected", "greedy", "path".
+        flops: multiply-adds of one forward evaluation (not weighted by mode).
+        largest: elements of the largest intermediate (the output included, operands not).
+        cost: the value of the objective that was minimised, in its unit (multiply-adds, elements or seconds).
+    """
+
+    network: Network
+    tree: Tree
+    method: str
+    flops: int
+    largest: int
+    cost: float
