@@ -9,6 +9,9 @@ from string import ascii_letters
 from ce_fx.algebra.expression import Term
 from ce_fx.algebra.index import Axes, Index, flat
 
+_FREE = "trxyzuvpqmn"
+"""Letters that are taken first where a name does not suggest one: channels out, then ranks."""
+
 _PREFERRED = {1: "l", 2: "hw", 3: "dhw"}
 
 
@@ -35,10 +38,10 @@ def name_indices(term: Term, output: Axes) -> dict[Index, str]:
     for window in term.windows:
         for index in (window.features, window.out, *(tap.index for tap in window.taps)):
             groups[index] = window.features
-    order = list(dict.fromkeys(groups.get(i, i) for i in (*flat(output), *_factor_indices(term))))
+    order = list(dict.fromkeys(groups.get(i, i) for i in (*_factor_indices(term), *flat(output))))
     places = sorted({w.features for w in term.windows}, key=order.index)
     spatial = dict(zip(places, _PREFERRED.get(len(places), ""), strict=False))
-    names: dict[Index, str] = {i: i.name for i in order if "#" not in i.name}
+    names: dict[Index, str] = {i: i.name for i in order if i.name.isidentifier()}
     used = set(names.values())
     free = (letter for letter in _letters() if letter not in used)
     for index in order:
@@ -58,6 +61,7 @@ def _factor_indices(term: Term) -> Iterator[Index]:
 
 
 def _letters() -> Iterator[str]:
+    yield from _FREE
     yield from ascii_letters
     yield from (f"i{n}" for n in count())
 

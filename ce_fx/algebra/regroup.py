@@ -7,10 +7,9 @@ with `substitute` wherever the index occurs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import TypeAlias
 
-from ce_fx.algebra.expression import substitute_axes, substitute_axis
+from ce_fx.algebra.expression import substitute_axis
 from ce_fx.algebra.index import Axes, Axis, Index, axis_size, flat
 
 Table: TypeAlias = dict[Index, Axis]
@@ -115,11 +114,6 @@ def unify(left: Axis, right: Axis, fresh: Fresh) -> tuple[Table, Table, Axis] | 
     return left_table, {**right_table, **ones}, tuple(common)
 
 
-def refine(axes: Axes, table: Table) -> Axes:
-    """Axes with a table of splits applied; `substitute_axes` under the name used for reshapes."""
-    return substitute_axes(axes, table)
-
-
 def _nontrivial(axis: Axis) -> list[Index]:
     return [index for index in axis if index.size != 1 or index.symbol]
 
@@ -132,7 +126,3 @@ def _split(table: Table, index: Index, parts: Axis) -> None:
             return
     table[index] = parts
 
-
-def total(axes: Axes) -> int:
-    """The number of elements under some axes."""
-    return prod(axis_size(axis) for axis in axes)

@@ -77,17 +77,22 @@ class Network:
         self.differentiable = sum(1 << n for n, o in enumerate(self.operands) if o.needs_grad)
         self._sizes = tuple(index.size for index in self.indices)
         self._prods: dict[int, int] = {0: 1}
+        self._touched: dict[int, int] = {0: 0}
         self._keep: dict[int, int] = {}
+        self._elements: dict[int, int] = {}
         self._grids: list[dict[int, Grid | None]] = [{} for _ in self.axes]
         self._axis_masks = tuple(axis.operands for axis in self.axes)
         self._axis_costs: list[dict[tuple[int, int], int]] = [{} for _ in self.axes]
 
     def touched(self, subset: int) -> int:
         """Mask of the ordinary indices that occur in a subset of operands."""
-        mask = 0
-        for n, m in enumerate(self.masks):
-            if subset >> n & 1:
-                mask |= m
+        mask = self._touched.get(subset)
+        if mask is None:
+            mask, rest = 0, subset
+            while rest:
+                mask |= self.masks[(rest & -rest).bit_length() - 1]
+                rest &= rest - 1
+            self._touched[subset] = mask
         return mask
 
     def keep(self, subset: int) -> int:
@@ -121,7 +126,13 @@ class Network:
 
     def size(self, subset: int) -> int:
         """Elements of the intermediate of a subset (of the operand, once its private indices are summed)."""
-        return self.prod(self.keep(subset)) * prod(self.axis_length(a, subset) for a in range(len(self.axes)))
+        elements = self._elements.get(subset)
+        if elements is None:
+            elements = self.prod(self.keep(subset))
+            for axis in range(len(self.axes)):
+                elements *= self.axis_length(axis, subset)
+            self._elements[subset] = elements
+        return elements
 
     def operand_size(self, n: int) -> int:
         """Elements of an operand as it is given."""
@@ -134,7 +145,11 @@ class Network:
         (kernel size), or `K_a * K_b` where two kernels merge. An index in one operand alone, and not in the output,
         was summed before, at no multiply-add.
         """
-        cost = self.prod(self.keep(left) | self.keep(right))
+        return self.prod(self.keep(left) | self.keep(right)) * self.axis_flops(left, right)
+
+    def axis_flops(self, left: int, right: int) -> int:
+        """The factor of `flops` that the convolution axes make."""
+        cost = 1
         for axis in range(len(self.axes)):
             cost *= self._axis_cost(axis, left, right)
         return cost

@@ -1,0 +1,102 @@
+"""The table of lift rules, and what a rule is handed.
+
+A rule is a function from one ATen node to the Expression it computes, or a Refusal:
+
+    @lifts(torch.ops.aten.neg.default)
+    def neg(node: Node, operands: Operands) -> Expression | Refusal:
+        \"\"\"-x is x with the opposite coefficient.\"\"\"
+        return scale(operands.tensor(node.args[0]), -1)
+
+Adding an op is one such function in `lift/rules/<family>.py`; nothing else is edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any, TypeAlias
+
+import torch
+from torch.fx import Node
+
+from ce_fx.algebra import Axes, Expression, Index, leaf_expression
+from ce_fx.lift.refusal import Refusal
+
+Rule: TypeAlias = "Callable[[Node, Operands], Expression | Refusal]"
+
+RULES: dict[Any, Rule] = {}
+
+
+def lifts(*targets: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for some ATen overloads.
+
+    Raises:
+        ValueError: an overload has a rule already.
+    """
+
+    def register(rule: Rule) -> Rule:
+        for target in targets:
+            if target in RULES:
+                raise ValueError(f"{target} has two lift rules: {RULES[target].__name__} and {rule.__name__}")
+            RULES[target] = rule
+        return rule
+
+    return register
+
+
+class Operands:
+    """What a rule may ask about the operands of its node.
+
+    Args:
+        values: expressions of ATen nodes that have been lifted within the region.
+        leaves: numbers of the leaves met so far, by ATen node; a node that is in neither becomes a new leaf.
+        numbers: the source of fresh index numbers.
+    """
+
+    def __init__(self, values: dict[Node, Expression], leaves: dict[Node, int], numbers: count[int]) -> None:
+        self._values = values
+        self._leaves = leaves
+        self._numbers = numbers
+
+    def fresh(self, name: str, size: int) -> Index:
+        """A new index whose printed letter resembles `name`."""
+        return Index(f"{name.partition('#')[0] or 'i'}#{next(self._numbers)}", size)
+
+    def tensor(self, arg: Any) -> Expression:
+        """The expression of a tensor operand. A leaf gets indices of its own each time it is asked for."""
+        if arg in self._values:
+            return self._values[arg]
+        number = self._leaves.setdefault(arg, len(self._leaves))
+        return leaf_expression(number, self._leaf_axes(fake_of(arg)))
+
+    def _leaf_axes(self, fake: torch.Tensor) -> Axes:
+        names = _HINTS.get(fake.ndim, "")
+        axes = []
+        for dim, size in enumerate(fake.shape):
+            name = names[dim] if dim < len(names) else "i"
+            if isinstance(size, int):
+                axes.append(() if size == 1 else (self.fresh(name, size),))
+            else:
+                index = self.fresh(name, hint(size))
+                axes.append((Index(index.name, index.size, str(size)),))
+        return tuple(axes)
+
+
+_HINTS = {4: "bshw", 5: "bsdhw", 3: "bsl"}
+
+
+def fake_of(arg: Any) -> torch.Tensor:
+    """The fake tensor that an ATen node yields."""
+    value = arg.meta["val"]
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def hint(size: Any) -> int:
+    """The size to plan by: an int as it is, the hint of a symbolic size."""
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def sizes(fake: torch.Tensor) -> tuple[int | str, ...]:
+    """The shape of a fake tensor, symbolic sizes as their symbols."""
+    return tuple(size if isinstance(size, int) else str(size) for size in fake.shape)

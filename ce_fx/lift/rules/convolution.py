@@ -1,0 +1,152 @@
+"""Convolutions: conv1d/2d/3d with groups, stride, dilation, padding in numbers and names, and transposed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ce_fx.algebra import Expression, Tap, Window, compose
+from ce_fx.lift.products import Builder, Refused, add_bias, lone_index
+from ce_fx.lift.refusal import Refusal
+from ce_fx.lift.registry import Operands, fake_of, hint, lifts
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """Per spatial axis: stride, dilation, left padding, output size; and the number of groups."""
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pad: tuple[int, ...]
+    out: tuple[int, ...]
+    groups: int
+    transposed: bool = False
+
+
+@lifts(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+def conv(node: Node, operands: Operands) -> Expression | Refusal:
+    """`y[b,t,o] = sum_{s,k} x[b,s,stride*o + dilation*k - pad] * w[t,s,k]`, by group."""
+    x, weight, bias, stride, padding, dilation, groups = _arguments(node, (None, 1, 0, 1, 1))
+    n = fake_of(weight).ndim - 2
+    geometry = _Geometry(_each(stride, n), _each(dilation, n), _each(padding, n), _spatial(node, n), groups)
+    return _convolve(x, weight, bias, geometry, operands)
+
+
+@lifts(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+def conv_named_padding(node: Node, operands: Operands) -> Expression | Refusal:
+    """As `conv`, with padding "valid" (none) or "same" (K - 1 in all, the smaller half on the left)."""
+    x, weight, bias, stride, padding, dilation, groups = _arguments(node, (None, 1, "valid", 1, 1))
+    n = fake_of(weight).ndim - 2
+    steps = _each(dilation, n)
+    reach = [d * (hint(k) - 1) for d, k in zip(steps, fake_of(weight).shape[2:], strict=True)]
+    pad = tuple(r // 2 if padding == "same" else 0 for r in reach)
+    return _convolve(x, weight, bias, _Geometry(_each(stride, n), steps, pad, _spatial(node, n), groups), operands)
+
+
+@lifts(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+def conv_transpose(node: Node, operands: Operands) -> Expression | Refusal:
+    """`y[b,t,o] = sum_{s,k} x[b,s,i] * w[s,t,k]` where `o = stride*i + dilation*k - pad`."""
+    defaults = (None, 1, 0, 0, 1, 1)
+    x, weight, bias, stride, padding, _output_padding, groups, dilation = _arguments(node, defaults)
+    n = fake_of(weight).ndim - 2
+    sizes = _each(stride, n), _each(dilation, n), _each(padding, n), _spatial(node, n)
+    return _convolve(x, weight, bias, _Geometry(*sizes, groups, transposed=True), operands)
+
+
+def _convolve(x: Node, weight: Node, bias: Node | None, geometry: _Geometry, operands: Operands) -> Expression | Refusal:
+    batch = fake_of(x).ndim - 1 - len(geometry.stride)
+    try:
+        product = _product(operands.tensor(x), operands.tensor(weight), batch, geometry, operands)
+    except Refused as refused:
+        return Refusal(str(refused))
+    return product if bias is None else add_bias(product, batch, operands.tensor(bias), operands.fresh)
+
+
+def _product(x: Expression, weight: Expression, batch: int, geometry: _Geometry, operands: Operands) -> Expression:
+    """x [B?, g*S, ...] and weight [g*T, S, ...] (transposed: [g*S, T, ...]) to the product [B?, g*T, ...].
+
+    After the group axes are split off, x is [B?, g, S, ...] and the weight [g, T, S, ...].
+    """
+    g = geometry.groups
+    builder = Builder((x, weight), operands.fresh)
+    channels, rows = _size(builder, 0, batch), _size(builder, 1, 0)
+    builder.split(0, batch, (g, channels // g))
+    builder.split(1, 0, (g, rows // g))
+    ins, outs = (1, 2) if geometry.transposed else (2, 1)
+    builder.join((0, batch), (1, 0))
+    builder.join((0, batch + 1), (1, ins))
+    spatial, windows = [], []
+    for place in range(len(geometry.stride)):
+        feature, kernel = (0, batch + 2 + place), (1, 3 + place)
+        window = _window(builder, feature, kernel, geometry, place, operands)
+        windows.extend([window] if window else [])
+        spatial.append((window.out,) if window else builder.axis(*feature))
+    leading = tuple(builder.axis(0, dim) for dim in range(batch))
+    out_channels = builder.axis(1, 0) + builder.axis(1, outs)
+    return builder.product((*leading, out_channels, *spatial), tuple(windows))
+
+
+def _window(
+    builder: Builder, feature: tuple[int, int], kernel: tuple[int, int], geometry: _Geometry, n: int, operands: Operands
+) -> Window | None:
+    """The window of one spatial axis, composed with the one that gives its features; None if it only copies."""
+    taps_size, features_size = _size(builder, *kernel), _size(builder, *feature)
+    stride, pad, out = geometry.stride[n], geometry.pad[n], geometry.out[n]
+    if taps_size == 1 and stride == 1 and pad == 0 and (out == features_size or not _static(builder, feature)):
+        return None
+    index = lone_index(builder, *feature, "h")
+    tap = lone_index(builder, *kernel, "k")
+    if any(w.out == tap for w in builder.expressions[1].terms[0].windows):
+        raise Refused("the kernel is itself the result of a convolution")
+    window = Window(
+        index,
+        operands.fresh(index.name, out),
+        (Tap(tap, geometry.dilation[n]),),
+        stride,
+        pad,
+        transposed=geometry.transposed,
+    )
+    expression = builder.expressions[0]
+    term = expression.terms[0]
+    inner = next((w for w in term.windows if w.out == index), None)
+    if inner is None:
+        return window
+    composed = compose(inner, window)
+    if isinstance(composed, str):
+        raise Refused(composed)
+    rest = tuple(w for w in term.windows if w is not inner)
+    builder.expressions[0] = replace(expression, terms=(replace(term, windows=rest),))
+    return composed
+
+
+def _size(builder: Builder, operand: int, dim: int) -> int:
+    size = 1
+    for index in builder.axis(operand, dim):
+        size *= index.size
+    return size
+
+
+def _static(builder: Builder, place: tuple[int, int]) -> bool:
+    return not any(index.symbol for index in builder.axis(*place))
+
+
+def _arguments(node: Node, defaults: Sequence[Any]) -> tuple[Any, ...]:
+    """x, weight and the optional arguments of a convolution node."""
+    given = node.args[2:]
+    return (*node.args[:2], *given, *defaults[len(given) :])
+
+
+def _each(value: Any, n: int) -> tuple[int, ...]:
+    """One value for every spatial axis."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * n if len(values) == 1 else values
+
+
+def _spatial(node: Node, n: int) -> tuple[int, ...]:
+    return tuple(hint(size) for size in fake_of(node).shape[-n:])

@@ -1,0 +1,62 @@
+"""Multiplications by numbers and by tensors, and what multiplies by one in eval."""
+
+from __future__ import annotations
+
+from numbers import Number
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ce_fx.algebra import Expression, scale
+from ce_fx.lift.products import contract
+from ce_fx.lift.refusal import Refusal
+from ce_fx.lift.registry import Operands, fake_of, lifts
+
+aten = torch.ops.aten
+
+
+@lifts(aten.mul.Tensor, aten.mul.Scalar, aten.multiply.Tensor, aten.multiply.Scalar)
+def mul(node: Node, operands: Operands) -> Expression | Refusal:
+    """A number scales; a tensor multiplies position by position, its axes of size 1 broadcast."""
+    x, y = node.args[:2]
+    if isinstance(y, Number) or isinstance(x, Number):
+        number, tensor = (y, x) if isinstance(y, Number) else (x, y)
+        return _scaled(node, tensor, number, operands)
+    a, b = fake_of(x).ndim, fake_of(y).ndim
+    n = max(a, b)
+    if n == 0:
+        return Refusal("a product of two scalars")
+    both = operands.tensor(x), operands.tensor(y)
+    return contract(both, (range(n - a, n), range(n - b, n)), range(n), operands.fresh)
+
+
+@lifts(aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor, aten.true_divide.Scalar)
+def div(node: Node, operands: Operands) -> Expression | Refusal:
+    """Division by a number other than 0."""
+    x, y = node.args[:2]
+    if not isinstance(y, (int, float, complex)) or y == 0:
+        return Refusal("division by a tensor or by zero")
+    return _scaled(node, x, 1 / y, operands)
+
+
+@lifts(aten.neg.default, aten.negative.default)
+def neg(node: Node, operands: Operands) -> Expression | Refusal:
+    """-x is x with the opposite coefficient."""
+    return scale(operands.tensor(node.args[0]), -1)
+
+
+@lifts(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+def dropout(node: Node, operands: Operands) -> Expression | Refusal:
+    """The identity when not training, or with p = 0."""
+    x, p, train = node.args[:3]
+    return Refusal("active dropout") if train and p != 0 else operands.tensor(x)
+
+
+def _scaled(node: Node, x: Any, number: Any, operands: Operands) -> Expression | Refusal:
+    source, target = fake_of(x), fake_of(node)
+    if source.dtype != target.dtype:
+        return Refusal(f"a number promotes {source.dtype} to {target.dtype}")
+    if isinstance(number, float) and not abs(number) < float("inf"):
+        return Refusal("scaled by a number that is not finite")
+    return scale(operands.tensor(x), number)

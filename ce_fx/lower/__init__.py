@@ -1,0 +1,1 @@
+"""Lowering: a plan becomes torch ops, one well-shaped op a step."""

@@ -1,0 +1,84 @@
+"""Take a stretch of a graph out as a module of its own, and put another in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+PROVENANCE = ("nn_module_stack", "stack_trace", "source_fn_stack")
+"""Metadata that a new node takes over from the node it replaces."""
+
+
+def extract(gm: GraphModule, nodes: Sequence[Node], leaves: Sequence[Node]) -> GraphModule:
+    """The given nodes as a module of their own: its inputs are the leaves, its output the last node.
+
+    Sub-modules and attributes that the nodes name are those of `gm`, by reference.
+    """
+    graph = Graph()
+    copies: dict[Node, Node] = {leaf: graph.placeholder(f"leaf_{n}") for n, leaf in enumerate(leaves)}
+    for node in nodes:
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+    graph.output(copies[nodes[-1]])
+    return GraphModule(gm, graph)
+
+
+def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region: Sequence[Node]) -> tuple[Node, ...]:
+    """Put a module's nodes in place of a region: before its output node, which they replace.
+
+    Args:
+        candidate: a module of torch functions only; its inputs are the leaves, in order.
+        leaves: nodes of the graph that `output` is in.
+        output: the node whose value is replaced.
+        region: the region's nodes in graph order, `output` last; erased.
+
+    Returns:
+        The new nodes, in order, with metadata.
+    """
+    graph = output.graph
+    copies: dict[Node, Node] = dict(zip(candidate.graph.find_nodes(op="placeholder"), leaves, strict=True))
+    keys = [key for key in ("example_value", "val") if key in output.meta]
+    fakes = {leaf: leaf.meta[key] for leaf in leaves for key in ("val", "example_value") if key in leaf.meta}
+    new: list[Node] = []
+    result = output
+    with graph.inserting_before(output):
+        for node in candidate.graph.nodes:
+            if node.op == "placeholder":
+                continue
+            if node.op == "output":
+                result = copies[node.args[0]]
+                continue
+            copy = graph.node_copy(node, lambda n: copies[n])
+            copy.meta = {key: output.meta[key] for key in PROVENANCE if key in output.meta}
+            copies[node] = copy
+            new.append(copy)
+            value = fake_value(copy, fakes)
+            if value is not None:
+                fakes[copy] = value
+                copy.meta.update(dict.fromkeys(keys, value))
+    output.replace_all_uses_with(result)
+    for node in reversed(region):
+        graph.erase_node(node)
+    return tuple(new)
+
+
+def fake_value(node: Node, fakes: Mapping[Node, Any]) -> Any:
+    """The fake value of a node of torch functions or tensor methods, from the fake values of its inputs.
+
+    Returns:
+        The value, or None where an input has none.
+    """
+    if any(n not in fakes for n in node.all_input_nodes):
+        return None
+    mode = next((fakes[n].fake_mode for n in node.all_input_nodes if hasattr(fakes[n], "fake_mode")), None)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: fakes[n])
+    if mode is None:
+        return None
+    with mode, torch.no_grad():
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)

@@ -1,0 +1,239 @@
+"""What a list of ATen nodes costs: one `Op` per node that does work, copies included.
+
+The same table prices what the user wrote and what a plan emits, so the two are compared on equal terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ce_fx.plan.ops import Op
+
+aten = torch.ops.aten
+
+Formula: TypeAlias = Callable[[Node], "tuple[Op, ...]"]
+
+FORMULAS: dict[Any, Formula] = {}
+
+
+def ops_of_nodes(nodes: Iterable[Node]) -> tuple[Op, ...]:
+    """The ops of some ATen nodes (with fake values in `meta["val"]`); views and unknown ops cost nothing."""
+    return tuple(op for node in nodes if node.target in FORMULAS for op in FORMULAS[node.target](node))
+
+
+def counted(node: Node) -> bool:
+    """Whether the table has a formula for an ATen node."""
+    return node.target in FORMULAS
+
+
+def _prices(*targets: Any) -> Callable[[Formula], Formula]:
+    def register(formula: Formula) -> Formula:
+        for target in targets:
+            if target in FORMULAS:
+                raise ValueError(f"{target} is priced twice")
+            FORMULAS[target] = formula
+        return formula
+
+    return register
+
+
+def _shape(arg: Any) -> tuple[int, ...]:
+    """Sizes of a node's tensor, symbolic ones by their hint."""
+    value = arg.meta["val"]
+    assert isinstance(value, Tensor)
+    return tuple(s if isinstance(s, int) else int(s.node.hint) for s in value.shape)
+
+
+def _elements(*args: Any) -> int:
+    return sum(prod(_shape(arg)) for arg in args)
+
+
+def conv_family(reduce: int, columns: int, groups: int, window: int) -> str:
+    """The family of a convolution: channels in and out of one group, number of groups, kernel positions."""
+    channels = reduce // window
+    if groups > 1:
+        return "depthwise" if max(channels, columns) == 1 else "grouped_thin" if channels <= 2 else "grouped"
+    if min(channels, columns) <= 2:
+        return "conv_few"
+    return "conv1x1" if window == 1 else "conv"
+
+
+@_prices(
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.conv3d.padding,
+)
+def _conv(node: Node) -> tuple[Op, ...]:
+    """x [B, g*S, ...], weight [g*T, S, ...]: every output element is a sum over S and the kernel."""
+    x, weight = node.args[:2]
+    rows, _, *kernel = _shape(weight)
+    out = _shape(node)
+    reduce = prod(_shape(weight)[1:])
+    channel = len(out) - 1 - len(kernel)
+    groups = _shape(x)[channel] // max(1, _shape(weight)[1])
+    return _conv_op(node, reduce, rows // groups, groups, prod(kernel), prod(out), prod(out[channel + 1 :]))
+
+
+@_prices(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+def _conv_transpose(node: Node) -> tuple[Op, ...]:
+    """x [B, g*S, ...], weight [g*S, T, ...]: every input element meets T and the kernel."""
+    x, weight = node.args[:2]
+    ins, outs, *kernel = _shape(weight)
+    given = dict(enumerate(node.args))
+    groups = int(given.get(6, node.kwargs.get("groups", 1)))  # type: ignore[arg-type]
+    pixels = prod(_shape(x)[len(_shape(x)) - len(kernel) :])
+    reduce = (ins // groups) * prod(kernel)
+    family = conv_family(reduce, outs, groups, prod(kernel))
+    macs = _elements(x) * outs * prod(kernel)
+    return (Op(family, macs, reduce, outs, pixels, _elements(x, weight, node)),)
+
+
+def _conv_op(
+    node: Node, reduce: int, columns: int, groups: int, window: int, out: int, pixels: int
+) -> tuple[Op, ...]:
+    family = conv_family(reduce, columns, groups, window)
+    tensors = [arg for arg in node.args[:2] if isinstance(arg, Node)]
+    return (Op(family, out * reduce, reduce, columns, pixels, _elements(*tensors, node)),)
+
+
+@_prices(aten.mm.default, aten.mv.default, aten.dot.default, aten.bmm.default, aten.matmul.default)
+def _matmul(node: Node) -> tuple[Op, ...]:
+    """[..., i, k] @ [..., k, j]; a batch axis on both sides makes it batched."""
+    x, y = (_shape(arg) for arg in node.args[:2])
+    k = x[-1]
+    rows = x[-2] if len(x) > 1 else 1
+    columns = y[-1] if len(y) > 1 else 1
+    batched = max(len(x), len(y)) > 2
+    folded = batched and min(len(x), len(y)) <= 2 and len(x) > len(y)  # [..., i, k] @ [k, j] runs as one mm
+    if folded:
+        rows = prod(x[:-1])
+    family = "bmm" if batched and not folded else "mm"
+    return (Op(family, prod(_shape(node)) * k, k, columns, rows, _elements(*node.args[:2], node)),)
+
+
+@_prices(aten.linear.default)
+def _linear(node: Node) -> tuple[Op, ...]:
+    x, weight = node.args[:2]
+    *lead, k = _shape(x)
+    columns = _shape(weight)[0] if len(_shape(weight)) == 2 else 1
+    return (Op("mm", prod(_shape(node)) * k, k, columns, prod(lead), _elements(x, weight, node)),)
+
+
+@_prices(aten.addmm.default, aten.baddbmm.default)
+def _addmm(node: Node) -> tuple[Op, ...]:
+    x, y = (_shape(arg) for arg in node.args[1:3])
+    family = "mm" if len(x) == 2 else "bmm"
+    return (Op(family, prod(_shape(node)) * x[-1], x[-1], y[-1], x[-2], _elements(*node.args[1:3], node)),)
+
+
+@_prices(aten.tensordot.default)
+def _tensordot(node: Node) -> tuple[Op, ...]:
+    x, y, dims = node.args[:3]
+    assert isinstance(dims, (list, tuple))
+    k = prod(_shape(x)[int(dim)] for dim in dims)  # type: ignore[call-overload]
+    rows = prod(_shape(x)) // max(1, k)
+    columns = prod(_shape(y)) // max(1, k)
+    return (Op("mm", rows * columns * k, k, columns, rows, _elements(x, y, node)),)
+
+
+@_prices(aten.einsum.default)
+def _einsum(node: Node) -> tuple[Op, ...]:
+    """A torch.einsum: pair after pair, in the order that torch takes (opt_einsum's path, where it is installed)."""
+    equation, tensors = node.args[:2]
+    assert isinstance(equation, str) and isinstance(tensors, (list, tuple))
+    shapes = [_shape(t) for t in tensors]
+    if "." in equation or len(tensors) == 1:
+        return (Op("mul", _elements(node), 1, 1, _elements(node), _elements(*tensors, node)),)
+    inputs, _, output = _explicit(equation).partition("->")
+    terms = inputs.split(",")
+    sizes = {c: max(s for t, sh in zip(terms, shapes, strict=True) for x, s in zip(t, sh, strict=True) if x == c) for c in set("".join(terms))}
+    ops = []
+    for left, right, rest in _einsum_pairs(equation, terms, output, shapes):
+        ops.append(_pair(left, right, rest, sizes))
+    return tuple(ops)
+
+
+def _explicit(equation: str) -> str:
+    equation = equation.replace(" ", "")
+    if "->" in equation:
+        return equation
+    letters = equation.replace(",", "")
+    return f"{equation}->{''.join(sorted(c for c in set(letters) if letters.count(c) == 1))}"
+
+
+def _einsum_pairs(
+    equation: str, terms: list[str], output: str, shapes: Sequence[tuple[int, ...]]
+) -> Iterable[tuple[str, str, str]]:
+    """The pairs that torch.einsum joins: (left letters, right letters, letters of the result)."""
+    path: Sequence[Sequence[int]] = [(0, 1)] * (len(terms) - 1)
+    if len(terms) > 2 and torch.backends.opt_einsum.enabled and torch.backends.opt_einsum.is_available():
+        import opt_einsum
+
+        strategy = torch.backends.opt_einsum.strategy or "auto"
+        path = opt_einsum.contract_path(f"{','.join(terms)}->{output}", *shapes, shapes=True, optimize=strategy)[0]
+    else:
+        path = [(0, 1), *((0, n) for n in range(len(terms) - 2, 0, -1))]
+    for pair in path:
+        chosen = [terms[n] for n in pair]
+        terms = [t for n, t in enumerate(terms) if n not in pair]
+        while len(chosen) > 1:
+            left, right = chosen[:2]
+            used = set(output).union(*terms, *chosen[2:])
+            rest = "".join(dict.fromkeys(c for c in left + right if c in used))
+            yield left, right, rest
+            chosen = [rest, *chosen[2:]]
+        terms = [*terms, *chosen]
+
+
+def _pair(left: str, right: str, rest: str, sizes: dict[str, int]) -> Op:
+    both = set(left) & set(right)
+
+    def size(letters: Iterable[str]) -> int:
+        return prod(sizes[c] for c in set(letters))
+
+    k = size(both - set(rest))
+    batch = size(both & set(rest))
+    rows, columns = size(set(left) - both), size(set(right) - both)
+    elements = size(left) + size(right) + size(rest)
+    family = "mul" if k == 1 else "bmm" if batch > 1 else "mm"
+    return Op(family, batch * k * rows * columns, k, columns, rows, elements)
+
+
+@_prices(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default)
+def _mul(node: Node) -> tuple[Op, ...]:
+    """Tensor by tensor: one multiply for each output element; a number is not counted as a multiply-add."""
+    tensors = node.all_input_nodes
+    macs = _elements(node) if len(tensors) == 2 else 0
+    return (Op("mul", macs, 1, 1, _elements(node), _elements(*tensors, node)),)
+
+
+@_prices(aten.add.Tensor, aten.sub.Tensor)
+def _add(node: Node) -> tuple[Op, ...]:
+    return (Op("add", 0, 1, 1, _elements(node), _elements(*node.all_input_nodes, node)),)
+
+
+@_prices(aten.sum.dim_IntList, aten.sum.default)
+def _sum(node: Node) -> tuple[Op, ...]:
+    return (Op("sum", 0, 1, 1, _elements(node), _elements(*node.all_input_nodes, node)),)
+
+
+@_prices(aten.clone.default, aten.pad.default, aten.constant_pad_nd.default, aten.flip.default, aten.cat.default)
+def _copy(node: Node) -> tuple[Op, ...]:
+    return (Op("copy", 0, 1, 1, _elements(node), 2 * _elements(node)),)
+
+
+@_prices(aten.reshape.default, aten.contiguous.default, aten.flatten.using_ints)
+def _maybe_copy(node: Node) -> tuple[Op, ...]:
+    """A reshape or `contiguous` copies where its result does not share the storage of its input."""
+    source, value = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    shared = source.untyped_storage()._cdata == value.untyped_storage()._cdata
+    return () if shared else _copy(node)

@@ -1,0 +1,64 @@
+"""Run a rewritten stretch once against its original nodes, on random leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+def random_like(fake: Tensor, generator: torch.Generator) -> Tensor:
+    """A real tensor with the shape, strides, dtype and device of a fake one, filled from a normal distribution.
+
+    Symbolic sizes are taken by their hint. The global random state is not touched.
+    """
+    shape = [_int(s) for s in fake.shape]
+    real = torch.empty_strided(shape, [_int(s) for s in fake.stride()], dtype=fake.dtype, device=fake.device)
+    scale = max(1, prod(shape[1:])) ** -0.5 if len(shape) > 1 else 1.0
+    values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+    with torch.no_grad():
+        real.copy_(values.to(fake.dtype))
+    return real
+
+
+def mismatch(
+    written: Callable[..., Tensor], rewritten: Callable[..., Tensor], leaves: Sequence[Tensor], length: int
+) -> str | None:
+    """Compare two callables on the same random leaves.
+
+    Both are run in double precision where the device has it, so that rounding cannot hide a difference: results must
+    agree to `1e-9 * sqrt(length)` of the largest value.
+
+    Args:
+        written: the original nodes.
+        rewritten: what is to replace them.
+        leaves: fake (or real) tensors to take shapes, dtypes and devices from.
+        length: how many multiply-adds an output element takes, for the rounding to expect.
+
+    Returns:
+        None if they agree, else a sentence with both numbers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    reals = [_double(random_like(leaf, generator)) for leaf in leaves]
+    with torch.no_grad():
+        expected, got = written(*reals), rewritten(*reals)
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return f"{got.dtype} {tuple(got.shape)} instead of {expected.dtype} {tuple(expected.shape)}"
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    difference = float((expected - got).abs().max()) if expected.numel() else 0.0
+    allowed = (1e-9 if expected.dtype in (torch.float64, torch.complex128) else 1e-3) * max(1.0, length**0.5)
+    if difference <= allowed * scale or difference == 0.0:
+        return None
+    return f"largest difference {difference:.3g}, largest value {scale:.3g}"
+
+
+def _double(tensor: Tensor) -> Tensor:
+    if tensor.device.type == "mps":
+        return tensor
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _int(size: object) -> int:
+    return size if isinstance(size, int) else int(size.node.hint)  # type: ignore[attr-defined]

@@ -1,0 +1,68 @@
+"""Names that the user wrote: module paths from a graph's metadata."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch.fx import Node
+
+_ROOT = re.compile(r"^L\[['\"][^'\"]*['\"]\]\.?")
+_ITEM = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]")
+_TABLE = re.compile(r"\._(?:modules|parameters|buffers)(?=\[)")
+
+
+def module_path(raw: str) -> str:
+    """A plain dotted path from one that Dynamo or export wrote: `L['self']._modules['a'][0].b` -> `a.0.b`."""
+    path = _ROOT.sub("", _TABLE.sub("", raw.replace("self._modules", "_modules")))
+    path = re.sub(r"^_modules(?=\[)", "", path)
+    return _ITEM.sub(r".\1", path).strip(".")
+
+
+def stack_of(node: Node) -> list[tuple[str, str]]:
+    """(module path, class name) of the modules that a node was called in, outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [(module_path(path), _class_name(kind)) for path, kind in stack.values()]
+
+
+def layer_name(nodes: Sequence[Node]) -> str:
+    """The module path of a stretch: the innermost module that holds all of it, or the first and last if that is all.
+
+    Without metadata it is the name of a sub-module that is called, else the last node's name.
+    """
+    paths = list(dict.fromkeys(_path(node) for node in nodes if _path(node)))
+    if not paths:
+        return nodes[-1].name
+    common = _common(paths)
+    return common if common or len(paths) == 1 else f"{paths[0]} .. {paths[-1]}"
+
+
+def kind_of_layer(nodes: Sequence[Node]) -> str:
+    """The class of the module that holds all of a stretch, or the ops' own names."""
+    name = layer_name(nodes)
+    for node in nodes:
+        for path, kind in stack_of(node):
+            if path == name:
+                return kind
+    return str(getattr(nodes[-1].target, "__name__", nodes[-1].target))
+
+
+def _path(node: Node) -> str:
+    stack = stack_of(node)
+    if stack and stack[-1][0]:
+        return stack[-1][0]
+    return str(node.target) if node.op == "call_module" else ""
+
+
+def _common(paths: Sequence[str]) -> str:
+    parts = [path.split(".") for path in paths]
+    common = []
+    for steps in zip(*parts, strict=False):
+        if len(set(steps)) > 1:
+            break
+        common.append(steps[0])
+    return ".".join(common)
+
+
+def _class_name(kind: object) -> str:
+    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", str(kind))

@@ -1,0 +1,126 @@
+"""The pure pass, on any FX graph: read, lift, decide, and put the better evaluation in place."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from ce_fx.capture.reading import Reading, read
+from ce_fx.decide import Context, Decision, decide
+from ce_fx.lift.regions import Region, Regions, find_regions
+from ce_fx.lower.extract import inline
+from ce_fx.options import Options
+from ce_fx.plan.time_model import TimeModel
+from ce_fx.report.layer import LayerReport
+from ce_fx.report.names import kind_of_layer, layer_name
+
+log = logging.getLogger(__name__)
+
+
+def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> GraphModule:
+    """Rewrite the multilinear regions of an FX graph.
+
+    Args:
+        gm: a graph from Dynamo, `torch.export`, `symbolic_trace` or written by hand. It is not changed.
+        example_inputs: one value for each placeholder, in order: tensors (real or fake), numbers.
+        **options: those of `optimize`.
+
+    Returns:
+        A graph module with the same placeholders, the same parameters (by reference) and the same values. Where
+        nothing is gained its graph is the same, node by node.
+
+    Raises:
+        CeFxError: an option is unknown or has a bad value.
+    """
+    chosen = Options.of(options)
+    fresh = GraphModule(gm, copy.deepcopy(gm.graph), gm.__class__.__name__)
+    fresh.meta.update(gm.meta)
+    rewrite_graph(fresh, example_inputs, chosen)
+    return fresh
+
+
+def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> list[LayerReport]:
+    """Rewrite a graph in place; where nothing is gained it stays untouched.
+
+    Returns:
+        What was decided for each multilinear stretch, in graph order.
+    """
+    reading = read(gm, example_inputs)
+    found = find_regions(gm.graph, reading)
+    context = Context(
+        gm=gm,
+        options=options,
+        fakes=dict(reading.fakes),
+        constant=_weight_only(gm, example_inputs, reading),
+        time_model=TimeModel.default(_device(reading)),
+        training=torch.is_grad_enabled(),
+    )
+    decisions = [(region, decision) for region in found.regions if (decision := decide(region, context)) is not None]
+    reports = _reports(gm, decisions, found)
+    replaced: dict[Node, Node] = {}
+    for region, decision in decisions:
+        if decision.candidate is None:
+            continue
+        leaves = [replaced.get(leaf, leaf) for leaf in region.leaves]
+        new = inline(decision.candidate, leaves, region.output, region.nodes)
+        replaced[region.output] = new[-1]
+        log.debug("rewrote %s as %s", region.output, decision.expression)
+    if replaced:
+        gm.graph.lint()
+        gm.recompile()
+    return reports
+
+
+def _reports(gm: GraphModule, decisions: Sequence[tuple[Region, Decision]], found: Regions) -> list[LayerReport]:
+    order = {node: n for n, node in enumerate(gm.graph.nodes)}
+    rows = [(order[region.output], _row(region, decision)) for region, decision in decisions]
+    rows += [(order[node], _refused(node, refusal.reason)) for node, refusal in found.refusals.items()]
+    return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+
+
+def _row(region: Region, decision: Decision) -> LayerReport:
+    return LayerReport(
+        name=layer_name(region.nodes),
+        kind=kind_of_layer(region.nodes),
+        expression=decision.expression,
+        decision=decision.decision,
+        reason=decision.reason,
+        flops_before=decision.before.flops,
+        flops_after=decision.after.flops,
+        peak_before=decision.before.peak,
+        peak_after=decision.after.peak,
+        time_before=decision.before.seconds,
+        time_after=decision.after.seconds,
+        plan=decision.plan,
+        mismatch=decision.mismatch,
+    )
+
+
+def _refused(node: Node, reason: str) -> LayerReport:
+    return LayerReport(layer_name([node]), "", "refused", reason, 0, 0, 0, 0, kind=kind_of_layer([node]))
+
+
+def _weight_only(gm: GraphModule, example_inputs: Sequence[Any], reading: Reading) -> set[Node]:
+    """Own nodes whose value depends on weights only."""
+    constant: set[Node] = set()
+    values = iter(example_inputs)
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            value = next(values, None)
+            if isinstance(value, torch.nn.Parameter) or node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type"):
+                constant.add(node)
+        elif node.op == "get_attr" or (node.all_input_nodes and all(n in constant for n in node.all_input_nodes)):
+            constant.add(node)
+    return constant
+
+
+def _device(reading: Reading) -> torch.device:
+    for value in reading.fakes.values():
+        if isinstance(value, torch.Tensor):
+            return value.device
+    return torch.device("cpu")
