@@ -60,6 +60,8 @@ def conv_transpose(node: Node, operands: Operands) -> Expression | Refusal:
 
 
 def _convolve(x: Node, weight: Node, bias: Node | None, geometry: _Geometry, operands: Operands) -> Expression | Refusal:
+    if not all(isinstance(n, int) for n in (*geometry.stride, *geometry.dilation, *geometry.pad)):
+        return Refusal("a convolution whose stride, padding or dilation is not a number in the graph")
     batch = fake_of(x).ndim - 1 - len(geometry.stride)
     try:
         product = _product(operands.tensor(x), operands.tensor(weight), batch, geometry, operands)

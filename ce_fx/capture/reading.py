@@ -1,0 +1,237 @@
+"""The ATen reading of an FX graph: one pre-dispatch trace under its fake mode, with provenance.
+
+Rules are written over ATen ops only, but what is edited is the graph's own nodes; the reading ties the two. Nothing
+real is touched: parameters, buffers and inputs are fake copies, so no statistics, gradients or random state change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    get_proxy_slot,
+    make_fx,
+    track_tensor_tree,
+)
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+
+log = logging.getLogger(__name__)
+
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class State:
+    """The ambient modes that a node runs in."""
+
+    grad: bool
+    autocast: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a graph computes, in ATen ops.
+
+    Attributes:
+        values: own node -> its value, with the ATen node that carries it in place of each tensor.
+        fakes: own node -> its value with fake tensors.
+        ops: own node -> the ATen nodes it runs, in order.
+        states: own node -> the modes it runs in.
+        mutations: (own node, storage) for every in-place write, in order.
+        failures: own nodes that could not be read, with the reason; they are opaque.
+        graph: the ATen graph.
+    """
+
+    values: dict[Node, Any] = field(default_factory=dict)
+    fakes: dict[Node, Any] = field(default_factory=dict)
+    ops: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
+    states: dict[Node, State] = field(default_factory=dict)
+    mutations: list[tuple[Node, object]] = field(default_factory=list)
+    failures: dict[Node, str] = field(default_factory=dict)
+    graph: Graph = field(default_factory=Graph)
+
+    @staticmethod
+    def storage(fake: Any) -> object:
+        """A key that two fake tensors share exactly if they share memory; None for anything else."""
+        return fake.untyped_storage()._cdata if isinstance(fake, Tensor) else None
+
+
+def read(gm: GraphModule, example_inputs: Sequence[Any]) -> Reading:
+    """Read a graph in ATen ops.
+
+    Args:
+        gm: any FX graph: from Dynamo, `torch.export`, `symbolic_trace` or written by hand.
+        example_inputs: one value for each placeholder, in order: tensors (real or fake), numbers, symbolic sizes.
+
+    Returns:
+        The reading. It never raises because of a node: one that cannot be read is opaque, and `failures` says why.
+    """
+    mode = _fake_mode(gm, example_inputs)
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    inputs = [
+        _fake_input(mode, node.meta.get("example_value", node.meta.get("val", value)), value)
+        for node, value in zip(placeholders, _padded(example_inputs, len(placeholders)), strict=True)
+    ]
+    tensors = {**dict(gm.named_parameters()), **dict(gm.named_buffers()), **_plain_attributes(gm)}
+    attributes = {name: _fake_copy(mode, tensor) for name, tensor in tensors.items()}
+    reading = Reading()
+    names = list(attributes)
+
+    def run(*flat: Any) -> Any:
+        reader = _Reader(gm, reading, mode, dict(zip(names, flat, strict=False)))
+        reader.run(*flat[len(names) :], enable_io_processing=False)
+        return ()
+
+    with mode, _ambient_restored():
+        traced = make_fx(run, pre_dispatch=True, _allow_non_fake_inputs=True)(*attributes.values(), *inputs)
+    object.__setattr__(reading, "graph", traced.graph)
+    _note_mutations(reading)
+    return reading
+
+
+class _Reader(Interpreter):
+    """Runs the graph's nodes on fake tensors while they are traced."""
+
+    def __init__(self, gm: GraphModule, reading: Reading, mode: FakeTensorMode, attributes: dict[str, Any]) -> None:
+        super().__init__(gm, garbage_collect_values=False)
+        self.reading = reading
+        self.mode = mode
+        self.attributes = attributes
+        proxies = get_proxy_mode()
+        assert proxies is not None
+        self.tracer = proxies.tracer
+
+    def run_node(self, n: Node) -> Any:
+        if n.op == "output":
+            return None
+        before = len(self.tracer.graph.nodes)
+        self.reading.states[n] = State(torch.is_grad_enabled(), _autocast())
+        try:
+            result = self._run(n)
+        except Exception as error:  # anything may fail in a user's op; the node stays opaque
+            self.reading.failures[n] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            log.debug("cannot read %s: %s", n.format_node(), error)
+            result = self._opaque(n)
+        new = list(self.tracer.graph.nodes)[before:] if len(self.tracer.graph.nodes) > before else []
+        if n.op != "placeholder":
+            self.reading.ops[n] = tuple(node for node in new if node.op == "call_function")
+        self.reading.fakes[n] = result
+        self.reading.values[n] = pytree.tree_map_only(Tensor, self._carrier, result)
+        return result
+
+    def _run(self, n: Node) -> Any:
+        if isinstance(n.target, torch._ops.HigherOrderOperator):
+            raise NotImplementedError(f"{n.target} is opaque")
+        if any(a in self.reading.failures and self.env.get(a) is _MISSING for a in n.all_input_nodes):
+            raise RuntimeError("an operand could not be read")
+        if n.op == "get_attr" and str(n.target) in self.attributes:
+            return self.attributes[str(n.target)]
+        if n.op == "call_module":
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            prefix = f"{n.target}."
+            own = {k.removeprefix(prefix): v for k, v in self.attributes.items() if k.startswith(prefix)}
+            return torch.func.functional_call(self.fetch_attr(str(n.target)), own, args, kwargs)
+        return super().run_node(n)
+
+    def _opaque(self, n: Node) -> Any:
+        """The value that an unread node's metadata promises, as new inputs of the ATen graph."""
+        promised = n.meta.get("example_value", n.meta.get("val", _MISSING))
+        if promised is _MISSING:
+            return _MISSING
+
+        def enter(tensor: Tensor) -> Tensor:
+            with disable_proxy_modes_tracing():
+                copy = _fake_copy(self.mode, tensor)
+                copy = copy.clone() if copy.requires_grad else copy  # no leaf: it may be written to in place
+            proxy = self.tracer.create_proxy("placeholder", f"opaque_{n.name}", (), {})
+            track_tensor_tree(copy, proxy, constant=None, tracer=self.tracer)
+            return copy
+
+        return pytree.tree_map_only(Tensor, enter, promised)
+
+    def _carrier(self, tensor: Tensor) -> Any:
+        slot = get_proxy_slot(tensor, self.tracer, None)
+        if slot is None:
+            return tensor
+        node: Node = slot.proxy.node
+        node.meta.setdefault("val", tensor)
+        return node
+
+
+def _fake_mode(gm: GraphModule, example_inputs: Sequence[Any]) -> FakeTensorMode:
+    """The fake mode that the graph's own values are in, else a new one."""
+    metas = (v for n in gm.graph.nodes for v in (n.meta.get("example_value"), n.meta.get("val")))
+    for value in (*example_inputs, *metas):
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+
+
+def _fake_input(mode: FakeTensorMode, value: Any, example: Any) -> Any:
+    value = example if value is None else value
+    return _fake_copy(mode, value) if isinstance(value, Tensor) else value
+
+
+def _fake_copy(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """A fake tensor of the same shape, strides, dtype, device and need of a gradient, with memory of its own."""
+    with mode, torch.no_grad():
+        if tensor.layout is not torch.strided:
+            return mode.from_tensor(tensor) if not isinstance(tensor, FakeTensor) else tensor
+        copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return copy.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copy
+
+
+def _plain_attributes(gm: GraphModule) -> dict[str, Tensor]:
+    """Tensors that the graph reads and that are neither parameters nor buffers."""
+    found: dict[str, Tensor] = {}
+    for node in gm.graph.find_nodes(op="get_attr"):
+        value: Any = gm
+        for part in str(node.target).split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, Tensor):
+            found[str(node.target)] = value
+    return found
+
+
+def _padded(values: Sequence[Any], length: int) -> list[Any]:
+    return [*values, *([None] * (length - len(values)))][:length]
+
+
+def _autocast() -> bool:
+    return any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+
+
+@contextmanager
+def _ambient_restored() -> Iterator[None]:
+    """Whatever a graph's own enter and exit nodes do to grad mode and autocast is undone."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+        yield
+
+
+def _note_mutations(reading: Reading) -> None:
+    """Writes in place, by schema; an opaque node may write to every tensor it is given."""
+    for own, ops in reading.ops.items():
+        if own in reading.failures:
+            inputs = (reading.fakes.get(n) for n in own.all_input_nodes)
+            reading.mutations.extend((own, reading.storage(f)) for f in inputs if isinstance(f, Tensor))
+            continue
+        for op in ops:
+            schema = getattr(op.target, "_schema", None)
+            if schema is None or not schema.is_mutable:
+                continue
+            for argument, value in zip(schema.arguments, op.args, strict=False):
+                written = argument.alias_info is not None and argument.alias_info.is_write
+                if written and isinstance(value, Node):
+                    reading.mutations.append((own, reading.storage(value.meta.get("val"))))
