@@ -12,6 +12,8 @@ from math import inf
 from typing import Literal, TypeAlias
 
 from ce_fx.plan.network import Network
+from ce_fx.plan.time_model import TimeModel
+from ce_fx.plan.tree import step_of
 
 Cost: TypeAlias = "int | float"
 StepCost: TypeAlias = Callable[[int, int, Cost], Cost]
@@ -31,10 +33,11 @@ class Goal:
 
     Attributes:
         step: the cost of one step.
+        size: elements of the intermediate of a subset.
         peak: the cost of a tree is the largest cost of its steps; otherwise their sum.
         limit: elements that no intermediate may exceed (None: no limit).
-        size: elements of the intermediate of a subset; needed where there is a limit.
-        unit: what the sum is divided by to be in multiply-adds, elements or seconds.
+        unit: what the search's number is divided by to be in multiply-adds, elements or seconds.
+        whole: the division drops a remainder, which only broke ties.
     """
 
     step: StepCost
@@ -42,6 +45,13 @@ class Goal:
     peak: bool = False
     limit: int | None = None
     unit: int = 1
+    whole: bool = False
+
+    def in_unit(self, cost: Cost) -> Cost:
+        """A cost of the search in multiply-adds, elements or seconds."""
+        if self.unit == 1:
+            return cost
+        return cost // self.unit if self.whole else cost / self.unit
 
     def fits(self, subset: int) -> bool:
         """Whether the intermediate of a subset is within the limit."""
@@ -142,7 +152,7 @@ def saved_goal(network: Network, limit: int | None = None) -> Goal:
     def step(left: int, right: int, room: Cost) -> Cost:
         return saved_elements(network, left, right) * unit + flops(left, right, room)
 
-    return Goal(step, network.size, limit=limit, unit=unit)
+    return Goal(step, network.size, limit=limit, unit=unit, whole=True)
 
 
 def _flops_ceiling(network: Network) -> int:
@@ -170,3 +180,44 @@ def _pair_flops(network: Network) -> Callable[[int, int], int]:
         return prods[keep[left] | keep[right]] * on_axes[(left & here) << shift | right & here]
 
     return flops
+
+
+def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None = None) -> Goal:
+    """Predicted seconds.
+
+    A step's ops depend on its sizes only, so they are priced once per `signature`. A step that multiply-adds at the
+    fastest rate cannot afford is not priced at all.
+    """
+    from ce_fx.plan.kinds import ops_of
+
+    flops = _pair_flops(network)
+    prices: dict[object, float] = {}
+    slowest = 1 / model.fastest
+    least = min(r.t0 for r in model.forward_rates.values())
+    grad = network.differentiable if mode == "train" else 0
+    folds = Memo(lambda subset: mode == "fold" and foldable(network, subset))
+
+    def step(left: int, right: int, room: Cost) -> Cost:
+        weight = 1 / _FOLDED if folds[left | right] else 1
+        bound = (least + flops(left, right) * slowest) * weight
+        if bound >= room:
+            return bound
+        grads = (left & grad != 0) + (right & grad != 0)
+        key = (signature(network, left, right), grads)
+        price = prices.get(key)
+        if price is None:
+            price = prices[key] = model.seconds(ops_of(step_of(network, left, right), network), grads)
+        return price * weight
+
+    return Goal(step, network.size, limit=limit)
+
+
+def signature(network: Network, left: int, right: int) -> object:
+    """What the ops of a step depend on: the sizes of its kinds of indices, and the grids of its convolution axes."""
+    a, b, out = network.keep(left), network.keep(right), network.keep(left | right)
+    masks = (a & b & out, a & b & ~out, a & ~b, b & ~a)
+    axes = tuple(
+        (bool(left >> axis.features & 1), *(network.grid(n, subset) for subset in (left, right, left | right)))
+        for n, axis in enumerate(network.axes)
+    )
+    return tuple(map(network.prod, masks)), axes

@@ -27,3 +27,7 @@ class Plan:
     flops: int
     largest: int
     cost: float
+
+
+class PlanError(ValueError):
+    """What was asked of the planner cannot be had; the message says what can, and what to do."""

@@ -25,7 +25,7 @@ class Found:
     splits: Splits
 
 
-def exact(leaves: Sequence[int], goal: Goal, cap: Cost = inf, parts: set[int] | None = None) -> Found | None:
+def exact(leaves: Sequence[int], goal: Goal, cap: Cost = inf, adjacent: Sequence[int] | None = None) -> Found | None:
     """The best of all trees over disjoint operand subsets, outer products included.
 
     Visits (3^m - 2^(m+1) + 1)/2 splits for m leaves, and prices only those whose two sides leave room for a gain.
@@ -34,7 +34,8 @@ def exact(leaves: Sequence[int], goal: Goal, cap: Cost = inf, parts: set[int] | 
         leaves: what is joined: single operands, or subsets that are evaluated already.
         goal: what is minimised.
         cap: the cost of a known tree.
-        parts: where given, only these operand subsets may be intermediates.
+        adjacent: where given, for each leaf the local bit set of its neighbours, and only connected subsets are
+            intermediates.
 
     Returns:
         The best tree, or None where no tree is cheaper than the cap.
@@ -51,7 +52,7 @@ def exact(leaves: Sequence[int], goal: Goal, cap: Cost = inf, parts: set[int] | 
         if not rest:
             continue
         real[subset] = real[rest] | real[subset ^ rest]
-        if (parts is None or real[subset] in parts) and goal.fits(real[subset]):
+        if goal.fits(real[subset]) and (adjacent is None or is_connected(adjacent, subset)):
             best[subset], split[subset] = choose(subset, best, real, goal, cap)
     if best[full] >= cap:
         return None
@@ -111,6 +112,22 @@ def neighbours(network: Network, leaves: Sequence[int]) -> list[int]:
         sum(1 << j for j in range(len(leaves)) if j != i and (kept[i] & kept[j] or axes[i] & axes[j]))
         for i in range(len(leaves))
     ]
+
+
+def is_connected(adjacent: Sequence[int], subset: int | None = None) -> bool:
+    """Whether a set of leaves (default: all) hangs together."""
+    rest = (1 << len(adjacent)) - 1 if subset is None else subset
+    reached = rest & -rest
+    rest ^= reached
+    while rest:
+        fresh = 0
+        for bit in _bits(reached):
+            fresh |= adjacent[bit.bit_length() - 1]
+        reached = fresh & rest
+        if not reached:
+            return False
+        rest ^= reached
+    return True
 
 
 def connected_sets(adjacent: Sequence[int], most: int) -> list[int] | None:

@@ -1,0 +1,213 @@
+"""Predicted seconds of a tensor op: a roofline by family, with constants of one device.
+
+    t = t0 + macs / (rate * K/(K + k0) * N/(N + n0) * M/(M + m0)) + bytes / bandwidth
+
+K is the reduction length, N the output channels of one group, M the pixels or rows: each of the three fractions says
+how much of the family's rate a thin op reaches. One rate for all families mispredicts by a factor of 2 to 4; by family
+the typical error is a factor of 1.5, enough to rank orders (see benchmarks/calibrate_defaults.py, which fits the
+default constants). Forward and forward with backward have constants of their own: their ratio runs from 4 to 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any
+
+from ce_fx.plan.ops import FAMILIES, Op
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The constants of one family on one device, in one direction.
+
+    Attributes:
+        t0: seconds that the op takes however small it is.
+        rate: multiply-adds a second of a large op.
+        k0, n0, m0: reduction length, channels and rows at which half of the rate is reached; 0 for no dependence.
+        bandwidth: bytes a second.
+    """
+
+    t0: float
+    rate: float
+    k0: float
+    n0: float
+    m0: float
+    bandwidth: float
+
+    def seconds(self, op: Op, itemsize: int = 4, macs: int = 1) -> float:
+        """Seconds of an op.
+
+        Args:
+            op: what runs.
+            itemsize: bytes of an element.
+            macs: real multiply-adds of one multiply-add.
+        """
+        time = self.t0 + op.elements * itemsize / self.bandwidth
+        if op.macs:
+            thin = (
+                (1 + self.k0 / max(1, op.reduce)) * (1 + self.n0 / max(1, op.columns)) * (1 + self.m0 / max(1, op.rows))
+            )
+            time += op.macs * macs * thin / self.rate
+        return time
+
+
+@dataclass(frozen=True)
+class TimeModel:
+    """Seconds of ops on one device, for one kind of number.
+
+    Attributes:
+        device: kind of device: "cpu", "cuda", ...
+        forward_rates: the roofline of each family in a forward pass.
+        both_rates: the same for a forward and the backward of both operands.
+        calibrated: the constants were measured on the machine that runs; False for the defaults.
+        itemsize: bytes of an element.
+        complex_numbers: a multiply-add is four real ones.
+    """
+
+    device: str
+    forward_rates: Mapping[str, Roofline]
+    both_rates: Mapping[str, Roofline]
+    calibrated: bool = False
+    itemsize: int = 4
+    complex_numbers: bool = False
+
+    @classmethod
+    def default(cls, device: object = "cpu", *, itemsize: int = 4, complex_numbers: bool = False) -> TimeModel:
+        """The constants that come with the package; they rank orders on machines like the one they were fitted on.
+
+        Args:
+            device: "cpu", "cuda", "cuda:0", or anything that prints so. A kind without constants of its own takes
+                those of "cuda": fast, with a launch to pay for each op.
+            itemsize: bytes of an element.
+            complex_numbers: a multiply-add is four real ones.
+        """
+        kind = str(device).partition(":")[0]
+        forward, both = DEFAULTS.get(kind, DEFAULTS["cuda"])
+        return cls(kind, forward, both, False, itemsize, complex_numbers)
+
+    def for_numbers(self, itemsize: int, complex_numbers: bool = False) -> TimeModel:
+        """The same device with another kind of number."""
+        return replace(self, itemsize=itemsize, complex_numbers=complex_numbers)
+
+    def forward(self, op: Op) -> float:
+        """Predicted seconds of an op."""
+        return self.forward_rates[op.family].seconds(op, self.itemsize, 4 if self.complex_numbers else 1)
+
+    def forward_backward(self, op: Op) -> float:
+        """Predicted seconds of an op and its backward, both operands getting a gradient."""
+        return self.both_rates[op.family].seconds(op, self.itemsize, 4 if self.complex_numbers else 1)
+
+    def seconds(self, ops: Iterable[Op], grads: int = 0) -> float:
+        """Predicted seconds of a step's ops; `grads` (0, 1 or 2) operands get a gradient.
+
+        One gradient is taken as half of what the backward adds.
+        """
+        total = 0.0
+        for op in ops:
+            forward = self.forward(op)
+            total += forward + (max(0.0, self.forward_backward(op) - forward) * grads / 2 if grads else 0.0)
+        return total
+
+    @property
+    def fastest(self) -> float:
+        """Multiply-adds a second that no op exceeds: the bound that a search prunes by."""
+        rate = max(r.rate for r in self.forward_rates.values())
+        return rate / (4 if self.complex_numbers else 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return {
+            "device": self.device,
+            "forward": {family: asdict(rates) for family, rates in self.forward_rates.items()},
+            "both": {family: asdict(rates) for family, rates in self.both_rates.items()},
+            "calibrated": self.calibrated,
+            "itemsize": self.itemsize,
+            "complex_numbers": self.complex_numbers,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TimeModel:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a family has no constants.
+        """
+        tables = []
+        for direction in ("forward", "both"):
+            missing = set(FAMILIES) - set(data[direction])
+            if missing:
+                raise ValueError(f"the {direction!r} constants lack {', '.join(sorted(missing))}; calibrate again")
+            tables.append({family: Roofline(**data[direction][family]) for family in FAMILIES})
+        flags = {name: data[name] for name in ("calibrated", "itemsize", "complex_numbers") if name in data}
+        return cls(data["device"], *tables, **flags)
+
+
+def _table(rows: Mapping[str, tuple[float, float, float, float, float, float]]) -> dict[str, Roofline]:
+    """Rows are (t0 in us, rate in GMAC/s, k0, n0, m0, bandwidth in GB/s)."""
+    return {
+        family: Roofline(t0 * 1e-6, rate * 1e9, k0, n0, m0, bandwidth * 1e9)
+        for family, (t0, rate, k0, n0, m0, bandwidth) in rows.items()
+    }
+
+
+_CPU_FORWARD = _table(
+    {
+        "mm": (3, 45, 20, 6, 8, 10),
+        "bmm": (5, 30, 16, 8, 16, 10),
+        "conv1x1": (12, 40, 16, 8, 24, 10),
+        "conv": (14, 40, 24, 6, 24, 10),
+        "conv_few": (14, 4, 4, 1, 8, 8),
+        "depthwise": (14, 2, 4, 0, 16, 8),
+        "grouped": (14, 24, 24, 4, 24, 8),
+        "grouped_thin": (14, 2.5, 4, 1, 16, 8),
+        "mul": (2, 8, 0, 0, 0, 8),
+        "sum": (3, 8, 0, 0, 0, 8),
+        "copy": (3, 8, 0, 0, 0, 6),
+        "add": (2, 8, 0, 0, 0, 8),
+    }
+)
+_CPU_BOTH = _table(
+    {
+        "mm": (30, 12, 20, 6, 8, 2.5),
+        "bmm": (40, 6, 16, 8, 16, 2),
+        "conv1x1": (60, 10, 16, 8, 24, 2.5),
+        "conv": (60, 11, 24, 6, 24, 2.5),
+        "conv_few": (60, 1, 4, 1, 8, 2),
+        "depthwise": (60, 0.5, 4, 0, 16, 2),
+        "grouped": (60, 6, 24, 4, 24, 2),
+        "grouped_thin": (60, 0.6, 4, 1, 16, 2),
+        "mul": (30, 1, 0, 0, 0, 1),
+        "sum": (25, 8, 0, 0, 0, 3),
+        "copy": (20, 8, 0, 0, 0, 3),
+        "add": (15, 8, 0, 0, 0, 4),
+    }
+)
+
+# Not fitted: the launch overhead and the float32 ceilings of a server card, thin families scaled as on the CPU.
+_CUDA_FORWARD = _table(
+    {
+        "mm": (6, 15000, 64, 32, 64, 1000),
+        "bmm": (6, 10000, 64, 32, 64, 1000),
+        "conv1x1": (8, 10000, 64, 32, 128, 1000),
+        "conv": (8, 12000, 64, 32, 128, 1000),
+        "conv_few": (8, 2000, 16, 4, 128, 800),
+        "depthwise": (8, 1000, 4, 0, 128, 800),
+        "grouped": (8, 4000, 64, 16, 128, 800),
+        "grouped_thin": (8, 1000, 4, 1, 128, 800),
+        "mul": (6, 4000, 0, 0, 0, 1000),
+        "sum": (6, 4000, 0, 0, 0, 900),
+        "copy": (6, 4000, 0, 0, 0, 900),
+        "add": (6, 4000, 0, 0, 0, 1000),
+    }
+)
+_CUDA_BOTH = {
+    family: replace(r, t0=4 * r.t0, rate=r.rate / 3.5, bandwidth=r.bandwidth / (5 if family == "mul" else 3.5))
+    for family, r in _CUDA_FORWARD.items()
+}
+
+DEFAULTS: dict[str, tuple[Mapping[str, Roofline], Mapping[str, Roofline]]] = {
+    "cpu": (_CPU_FORWARD, _CPU_BOTH),
+    "cuda": (_CUDA_FORWARD, _CUDA_BOTH),
+}
