@@ -25,7 +25,6 @@ from ce_fx.lower.sums import candidate, networks
 from ce_fx.lower.verify import mismatch
 from ce_fx.options import Options
 from ce_fx.plan.network import Operand
-from ce_fx.plan.ops import Op
 from ce_fx.plan.path_info import step_lines
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.planner import PlanError, make_plan
@@ -115,7 +114,7 @@ def decide(region: Region, context: Context) -> Decision | None:
 
 def _decide(region: Region, context: Context) -> Decision:
     leaves = [context.fakes[leaf] for leaf in region.leaves]
-    written = _cost(region.ops, context, leaves[0].element_size())
+    written = _cost(region.ops, context, leaves[0])
     text = str(region.expression)
 
     def keep(reason: str, decision: str = "kept", **more: Any) -> Decision:
@@ -134,7 +133,7 @@ def _decide(region: Region, context: Context) -> Decision:
         return keep(str(error), "refused")
     reading = read(module, leaves)
     ops = [op for ops in reading.ops.values() for op in ops]
-    after = _cost(ops, context, leaves[0].element_size())
+    after = _cost(ops, context, leaves[0])
     steps = tuple(line for plan in plans for line in step_lines(plan))
     result = next(reading.fakes[n.args[0]] for n in module.graph.nodes if n.op == "output")
     if (result.dtype, result.device) != (context.fakes[region.output].dtype, context.fakes[region.output].device):
@@ -166,7 +165,7 @@ def _plans(expression: Expression, region: Region, context: Context, leaves: Seq
             objective=context.options.objective,
             mode="train" if train else "forward",
             memory_limit=None if limit is None else limit // leaves[0].element_size(),
-            time_model=context.time_model,
+            time_model=_model(context, leaves[0]),
         )
         for network in networks(expression, operands)
     ]
@@ -188,28 +187,26 @@ def _as_written_layout(module: GraphModule, leaves: Sequence[Tensor], written: T
     return module
 
 
-def _cost(nodes: Sequence[Node], context: Context, itemsize: int) -> Cost:
-    """The cost of some ATen nodes in the mode that runs."""
+def _cost(nodes: Sequence[Node], context: Context, leaf: Tensor) -> Cost:
+    """The cost of some ATen nodes, in the mode that runs and the dtype of a leaf."""
     macs, seconds = 0, 0.0
+    model = _model(context, leaf)
     for node in nodes:
         ops = ops_of_nodes([node])
         grads = _grads(node) if context.training else 0
         macs += sum(op.macs for op in ops) * (1 + grads)
-        seconds += sum(_seconds(op, grads, context.time_model) for op in ops)
+        seconds += model.seconds(ops, min(grads, 2))
     peak = max((_elements(node) for node in nodes if counted(node)), default=0)
-    return Cost(2 * macs, peak * itemsize, seconds)
+    return Cost(2 * macs, peak * leaf.element_size(), seconds)
 
 
-def _seconds(op: Op, grads: int, model: TimeModel) -> float:
-    """Forward, plus the share of the backward that the operands with a gradient take."""
-    forward = model.forward(op)
-    return forward + (model.forward_backward(op) - forward) * min(grads, 2) / 2 if grads else forward
+def _model(context: Context, leaf: Tensor) -> TimeModel:
+    return context.time_model.for_numbers(leaf.element_size(), leaf.is_complex())
 
 
 def _grads(node: Node) -> int:
     """How many operands of an ATen node need a gradient."""
-    values = (n.meta.get("val") for n in node.all_input_nodes)
-    return sum(isinstance(value, Tensor) and value.requires_grad for value in values)
+    return sum(n.meta.get("needs_grad", False) for n in node.all_input_nodes)
 
 
 def _elements(node: Node) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from torch.fx import GraphModule, Node
 from ce_fx.capture.reading import Reading, read
 from ce_fx.decide import Context, Decision, decide
 from ce_fx.lift.regions import Region, Regions, find_regions
-from ce_fx.lower.extract import inline
+from ce_fx.lower.extract import copy_of, inline
 from ce_fx.options import Options
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.report.layer import LayerReport
@@ -38,8 +37,7 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> G
         CeFxError: an option is unknown or has a bad value.
     """
     chosen = Options.of(options)
-    fresh = GraphModule(gm, copy.deepcopy(gm.graph), gm.__class__.__name__)
-    fresh.meta.update(gm.meta)
+    fresh = copy_of(gm)
     rewrite_graph(fresh, example_inputs, chosen)
     return fresh
 
@@ -112,7 +110,8 @@ def _weight_only(gm: GraphModule, example_inputs: Sequence[Any], reading: Readin
     for node in gm.graph.nodes:
         if node.op == "placeholder":
             value = next(values, None)
-            if isinstance(value, torch.nn.Parameter) or node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type"):
+            static = node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
+            if isinstance(value, torch.nn.Parameter) or static:
                 constant.add(node)
         elif node.op == "get_attr" or (node.all_input_nodes and all(n in constant for n in node.all_input_nodes)):
             constant.add(node)

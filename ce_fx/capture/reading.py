@@ -96,6 +96,7 @@ def read(gm: GraphModule, example_inputs: Sequence[Any]) -> Reading:
     with mode, _ambient_restored():
         traced = make_fx(run, pre_dispatch=True, _allow_non_fake_inputs=True)(*attributes.values(), *inputs)
     object.__setattr__(reading, "graph", traced.graph)
+    _note_gradients(reading)
     _note_mutations(reading)
     return reading
 
@@ -218,6 +219,21 @@ def _ambient_restored() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
         yield
+
+
+def _note_gradients(reading: Reading) -> None:
+    """Set `meta["needs_grad"]` of every ATen node: whether a gradient would flow into its value.
+
+    The fake values in `meta["val"]` cannot tell: tracing detaches them.
+    """
+    for own, value in reading.values.items():
+        fakes = pytree.tree_leaves(reading.fakes[own])
+        for op in reading.ops.get(own, ()):
+            grad = reading.states[own].grad and op.target is not torch.ops.aten.detach.default
+            op.meta["needs_grad"] = grad and any(n.meta.get("needs_grad", False) for n in op.all_input_nodes)
+        for carrier, fake in zip(pytree.tree_leaves(value), fakes, strict=True):
+            if isinstance(carrier, Node) and carrier.op == "placeholder":
+                carrier.meta["needs_grad"] = fake.requires_grad
 
 
 def _note_mutations(reading: Reading) -> None:

@@ -78,10 +78,7 @@ class Builder:
         for term in terms:
             coefficient *= term.coefficient  # type: ignore[assignment]
         windows = tuple(w for term in terms for w in term.windows) + windows
-        kept = set(flat(axes))
-        lost = next((w for w in windows if w.out not in kept), None)
-        if lost is not None:
-            raise Refused("the positions of a convolution are summed")
+        axes = _with_positions(axes, windows)
         return Expression(axes, (Term(factors, windows, coefficient),))
 
     def _apply(self, operand: int, table: Table) -> None:
@@ -93,7 +90,8 @@ class Builder:
                 self.expressions[n] = substitute(expression, table)
 
     def _windowed(self, operand: int, axis: Axis) -> bool:
-        return not _window_indices(self.expressions[operand]).isdisjoint(axis)
+        windowed = _window_indices(self.expressions[operand])
+        return any(index in windowed for index in axis if index.size != 1)
 
 
 def contract(
@@ -133,12 +131,10 @@ def reshape(expression: Expression, shape: Sequence[int | str], fresh: Fresh) ->
     table, axes = result
     if any(i in table for i in _window_indices(expression)):
         return Refusal("a position axis of a convolution is split")
-    kept = set(flat(axes))
-    lost = tuple(w.out for t in expression.terms for w in t.windows if w.out.size == 1 and w.out not in kept)
-    if lost:  # a convolution with one output position: its index must stay in the output
-        if not axes:
-            return Refusal("a convolution with one position becomes a scalar")
-        axes = (*axes[:-1], axes[-1] + tuple(dict.fromkeys(lost)))
+    try:
+        axes = _with_positions(axes, [w for term in expression.terms for w in term.windows])
+    except Refused as refused:
+        return Refusal(str(refused))
     return replace(substitute(expression, table), axes=axes)
 
 
@@ -197,6 +193,17 @@ def _attach_one(builder: Builder, operand: int, dim: int, name: str) -> Axis:
     axes = (*expression.axes[:dim], (index,), *expression.axes[dim + 1 :])
     builder.expressions[operand] = Expression(axes, (replace(term, factors=(factor, *term.factors[1:])),))
     return (index,)
+
+
+def _with_positions(axes: tuple[Axis, ...], windows: Sequence[Window]) -> tuple[Axis, ...]:
+    """Output axes that hold the output index of every window; one with a single position may ride on any axis."""
+    kept = set(flat(axes))
+    lost = tuple(dict.fromkeys(w.out for w in windows if w.out not in kept))
+    if any(index.size != 1 for index in lost):
+        raise Refused("the positions of a convolution are summed")
+    if lost and not axes:
+        raise Refused("a convolution with one position becomes a scalar")
+    return (*axes[:-1], axes[-1] + lost) if lost else axes
 
 
 def _nontrivial(axis: Axis) -> bool:

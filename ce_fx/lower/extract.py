@@ -59,10 +59,30 @@ def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region:
             if value is not None:
                 fakes[copy] = value
                 copy.meta.update(dict.fromkeys(keys, value))
-    output.replace_all_uses_with(result)
-    for node in reversed(region):
-        graph.erase_node(node)
+    replace_region(output, result, region)
     return tuple(new)
+
+
+def replace_region(output: Node, new: Node, region: Sequence[Node]) -> None:
+    """Hand all uses of a region's value to another node, and erase the region's nodes (in graph order)."""
+    output.replace_all_uses_with(new)
+    for node in reversed(region):
+        output.graph.erase_node(node)
+
+
+def copy_of(gm: GraphModule) -> GraphModule:
+    """A graph module with a graph of its own over the same attributes; metadata is kept, by reference."""
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    output = graph.graph_copy(gm.graph, copies, return_output_node=True)
+    copy = GraphModule(gm, graph, gm.__class__.__name__)
+    copy.meta.update(gm.meta)
+    graph._codegen = gm.graph._codegen
+    if output is not None:
+        value, old = output  # type: ignore[misc]
+        graph.output(value).meta = dict(old.meta)
+    copy.recompile()
+    return copy
 
 
 def fake_value(node: Node, fakes: Mapping[Node, Any]) -> Any:

@@ -105,7 +105,7 @@ def same(node: Node, operands: Operands) -> Expression | Refusal:
 @lifts(aten.detach.default)
 def detach(node: Node, operands: Operands) -> Expression | Refusal:
     """The same values; exact only where no gradient would have flowed."""
-    if torch.is_grad_enabled() and fake_of(node.args[0]).requires_grad:
+    if node.args[0].meta.get("needs_grad"):  # type: ignore[union-attr]
         return Refusal("detach cuts a gradient")
     return operands.tensor(node.args[0])
 
