@@ -153,7 +153,7 @@ def path_of_tree(tree: Tree, n: int) -> list[tuple[int, ...]]:
 def _check(network: Network, objective: str, mode: str, optimize: object) -> None:
     if not network.n:
         raise PlanError("a product of no operands needs no plan")
-    choices = [("objective", objective, OBJECTIVES), ("mode", mode, MODES)]
+    choices: list[tuple[str, str, tuple[str, ...]]] = [("objective", objective, OBJECTIVES), ("mode", mode, MODES)]
     if isinstance(optimize, str):
         choices.append(("optimize", optimize, OPTIMIZE))
     for name, value, allowed in choices:
@@ -188,14 +188,15 @@ def _solve(network: Network, goal: Goal, known: Sequence[Splits], optimize: str,
     leaves = [1 << n for n in range(network.n)]
     if network.n <= _EXACT or optimize == "optimal":
         found = exact(leaves, goal, cap)
-        return (best if found is None else found.splits, "optimal") if found or cap < inf else _hopeless(network, goal)
+        if found is None and cap == inf:
+            _hopeless(network, goal)
+        return (best if found is None else found.splits), "optimal"
     best = _improved(network, goal, known, objective)
+    better, proven = _without_outer_products(network, goal, leaves, goal.total(best))
+    best = best if better is None else better
     cap = goal.total(best)
-    found, proven = _without_outer_products(network, goal, leaves, cap)
-    if found is not None:
-        best, cap = found, goal.total(found)
     if cap == inf:
-        return _hopeless(network, goal)
+        _hopeless(network, goal)
     return best, "connected" if proven else "written" if cap == costs[0] else "greedy"
 
 

@@ -46,9 +46,8 @@ class Roofline:
         """
         time = self.t0 + op.elements * itemsize / self.bandwidth
         if op.macs:
-            thin = (
-                (1 + self.k0 / max(1, op.reduce)) * (1 + self.n0 / max(1, op.columns)) * (1 + self.m0 / max(1, op.rows))
-            )
+            sizes = ((self.k0, op.reduce), (self.n0, op.columns), (self.m0, op.rows))
+            thin = prod(1 + half / max(1, size) for half, size in sizes)
             time += op.macs * macs * thin / self.rate
         return time
 
@@ -134,14 +133,14 @@ class TimeModel:
         Raises:
             ValueError: a family has no constants.
         """
-        tables = []
+        tables = {}
         for direction in ("forward", "both"):
             missing = set(FAMILIES) - set(data[direction])
             if missing:
                 raise ValueError(f"the {direction!r} constants lack {', '.join(sorted(missing))}; calibrate again")
-            tables.append({family: Roofline(**data[direction][family]) for family in FAMILIES})
+            tables[direction] = {family: Roofline(**data[direction][family]) for family in FAMILIES}
         flags = {name: data[name] for name in ("calibrated", "itemsize", "complex_numbers") if name in data}
-        return cls(data["device"], *tables, **flags)
+        return cls(data["device"], tables["forward"], tables["both"], **flags)
 
 
 def _table(rows: Mapping[str, tuple[float, float, float, float, float, float]]) -> dict[str, Roofline]:
