@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ce_fx.plan.kinds import conv_family
 from ce_fx.plan.ops import Op
 
 aten = torch.ops.aten
@@ -54,16 +55,6 @@ def _elements(*args: Any) -> int:
     return sum(prod(_shape(arg)) for arg in args)
 
 
-def conv_family(reduce: int, columns: int, groups: int, window: int) -> str:
-    """The family of a convolution: channels in and out of one group, number of groups, kernel positions."""
-    channels = reduce // window
-    if groups > 1:
-        return "depthwise" if max(channels, columns) == 1 else "grouped_thin" if channels <= 2 else "grouped"
-    if min(channels, columns) <= 2:
-        return "conv_few"
-    return "conv1x1" if window == 1 else "conv"
-
-
 @_prices(
     aten.conv1d.default,
     aten.conv2d.default,
@@ -92,7 +83,7 @@ def _conv_transpose(node: Node) -> tuple[Op, ...]:
     groups = int(given.get(6, node.kwargs.get("groups", 1)))  # type: ignore[arg-type]
     pixels = prod(_shape(x)[len(_shape(x)) - len(kernel) :])
     reduce = (ins // groups) * prod(kernel)
-    family = conv_family(reduce, outs, groups, prod(kernel))
+    family = conv_family(ins // groups, outs, groups, prod(kernel))
     macs = _elements(x) * outs * prod(kernel)
     return (Op(family, macs, reduce, outs, pixels, _elements(x, weight, node)),)
 
@@ -100,7 +91,7 @@ def _conv_transpose(node: Node) -> tuple[Op, ...]:
 def _conv_op(
     node: Node, reduce: int, columns: int, groups: int, window: int, out: int, pixels: int
 ) -> tuple[Op, ...]:
-    family = conv_family(reduce, columns, groups, window)
+    family = conv_family(reduce // window, columns, groups, window)
     tensors = [arg for arg in node.args[:2] if isinstance(arg, Node)]
     return (Op(family, out * reduce, reduce, columns, pixels, _elements(*tensors, node)),)
 

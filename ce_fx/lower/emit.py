@@ -1,0 +1,145 @@
+"""A plan becomes torch ops: one well-shaped op a step.
+
+Only public torch functions and tensor methods are emitted, with literal arguments, so that the graph runs and prints
+anywhere, and is cached by compilers downstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch.fx import Graph, Node
+
+from ce_fx.algebra import Index, flat
+from ce_fx.lower.convolve import merge, slide
+from ce_fx.lower.multiply import batched, matrix, pixels, product
+from ce_fx.lower.value import Letters, LoweringError, Value, arranged, shape_of, split
+from ce_fx.plan.kinds import kind_of, left_is_larger
+from ce_fx.plan.network import Network
+from ce_fx.plan.plan import Plan
+from ce_fx.plan.tree import Tree, step_of, subset_of
+
+__all__ = ["LoweringError", "emit"]
+
+EMITTERS = {
+    "slide": slide,
+    "merge": merge,
+    "mul": product,
+    "bmm": batched,
+    "pixels": pixels,
+    "mm": matrix,
+}
+"""From the kind of a step to what emits it; each takes the larger side first."""
+
+
+def emit(plan: Plan, graph: Graph, leaves: Sequence[Node]) -> Node:
+    """Emit the evaluation of a product along its plan, at the graph's insertion point.
+
+    Args:
+        plan: the network and the tree.
+        graph: where to emit.
+        leaves: node `n` gives operand `n`, with the axes of `term.factors[n]`.
+
+    Returns:
+        The node that has the output's axes: an axis of several indices is flattened row-major, an empty one has size
+        1, an output index that no operand has is expanded.
+
+    Raises:
+        LoweringError: a step has no exact form in torch ops.
+    """
+    network = plan.network
+    if any(index.size == 0 for factor in network.term.factors for index in factor.indices):
+        return _zeros(network, graph, leaves)
+    scaled = _scaled_leaf(network)
+    values = [
+        _operand(network, graph, n, node, network.term.coefficient if n == scaled else 1)
+        for n, node in enumerate(leaves)
+    ]
+    return _finish(network, graph, _emit_tree(plan.tree, network, graph, values))
+
+
+def _emit_tree(tree: Tree, network: Network, graph: Graph, values: Sequence[Value]) -> Value:
+    if isinstance(tree, int):
+        return values[tree]
+    left = _emit_tree(tree[0], network, graph, values)
+    right = _emit_tree(tree[1], network, graph, values)
+    step = step_of(network, subset_of(tree[0]), subset_of(tree[1]))
+    larger, smaller = (left, right) if left_is_larger(step, network) else (right, left)
+    return EMITTERS[kind_of(step, network)](graph, network, step, larger, smaller)
+
+
+def _scaled_leaf(network: Network) -> int:
+    """The operand that takes the coefficient: the smallest, one that depends on weights only before any other."""
+    return min(range(network.n), key=lambda n: (not network.operands[n].constant, network.operand_size(n)))
+
+
+def _operand(network: Network, graph: Graph, n: int, node: Node, coefficient: complex | float | int) -> Value:
+    """An operand, its diagonals taken and its private indices summed."""
+    letters = {axis.window.features: a for a, axis in enumerate(network.axes) if axis.features == n}
+    letters |= {
+        tap.index: a
+        for a, axis in enumerate(network.axes)
+        for tap, kernel in zip(axis.window.taps, axis.kernels, strict=True)
+        if kernel == n
+    }
+    lengths = {a: index.size for index, a in letters.items()}
+    dims: tuple[Letters, ...] = tuple(
+        tuple(letters.get(index, index) for index in axis) for axis in network.term.factors[n].axes
+    )
+    value = Value(node, dims, lengths)
+    if len(set(value.letters)) < len(value.letters):
+        value = _diagonals(graph, split(graph, value))
+    kept = network.keep(1 << n)
+    private = [x for x in value.letters if isinstance(x, Index) and not network.bit[x] & kept]
+    if private:
+        value = split(graph, value)
+        places = [place for place, dim in enumerate(value.dims) if dim[0] in private]
+        summed = graph.call_function(torch.sum, (value.node,), {"dim": places})
+        value = Value(summed, tuple(d for d in value.dims if d[0] not in private), lengths)
+    if coefficient != 1:
+        value = Value(graph.call_function(torch.mul, (value.node, coefficient)), value.dims, lengths)
+    return value
+
+
+def _diagonals(graph: Graph, value: Value) -> Value:
+    """Dims that hold the same letter become one, at the end."""
+    node, dims = value.node, list(value.dims)
+    while len(set(dims)) < len(dims):
+        twice = next(dim for dim in dims if dims.count(dim) > 1)
+        first = dims.index(twice)
+        second = dims.index(twice, first + 1)
+        node = graph.call_function(torch.diagonal, (node,), {"dim1": first, "dim2": second})
+        dims = [dim for place, dim in enumerate(dims) if place not in (first, second)] + [twice]
+    return Value(node, tuple(dims), value.lengths)
+
+
+def _finish(network: Network, graph: Graph, value: Value) -> Node:
+    """The output's axes: order, grouping, and what is broadcast."""
+    outs = {axis.window.out: a for a, axis in enumerate(network.axes)}
+    dims: list[Letters] = [tuple(outs.get(index, index) for index in axis) for axis in network.output]
+    held = set(value.letters)
+    missing = {letter for dim in dims for letter in dim if letter not in held}
+    if not missing:
+        return arranged(graph, value, dims)
+    ordered = [letter for dim in dims for letter in dim]
+    node = arranged(graph, value, [(letter,) if letter in held else () for letter in ordered])
+    sizes = [letter.size if letter in missing and isinstance(letter, Index) else -1 for letter in ordered]
+    expanded = graph.call_method("expand", (node, *sizes))
+    if all(len(dim) == 1 for dim in dims):
+        return expanded
+    lengths = {**value.lengths}
+    return graph.call_function(torch.reshape, (expanded, shape_of(Value(expanded, tuple(dims), lengths), dims)))
+
+
+def _zeros(network: Network, graph: Graph, leaves: Sequence[Node]) -> Node:
+    """A product with an empty operand: zeros that still carry (zero) gradients to every operand."""
+    total: Node | None = None
+    for leaf in leaves:
+        nothing = graph.call_function(torch.narrow, (graph.call_function(torch.reshape, (leaf, [-1])), 0, 0, 0))
+        zero = graph.call_function(torch.sum, (nothing,))
+        total = zero if total is None else graph.call_function(torch.add, (total, zero))
+    shape = [prod(index.size for index in flat((axis,))) for axis in network.output]
+    assert total is not None
+    return graph.call_method("expand", (total, *shape)) if shape else total

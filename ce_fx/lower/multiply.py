@@ -1,0 +1,117 @@
+"""Steps without a convolution: broadcast multiply, matmul, batched matmul, 1x1 convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch.fx import Graph, Node
+
+from ce_fx.lower.value import Letter, Letters, Value, arranged
+from ce_fx.plan.network import Network
+from ce_fx.plan.tree import Step
+
+CONVS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
+
+
+def product(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value) -> Value:
+    """Broadcast multiply: the smaller's own letters go before the larger's convolution axes, its axes to the end.
+
+    The result keeps the larger's order, so that the larger is not moved.
+    """
+    extra = [x for x in smaller.letters if x not in larger.letters]
+    ordinary = [x for x in extra if not isinstance(x, int)]
+    place = next((n for n, x in enumerate(larger.letters) if isinstance(x, int)), len(larger.letters))
+    order = (
+        *larger.letters[:place],
+        *ordinary,
+        *larger.letters[place:],
+        *(x for x in extra if isinstance(x, int)),
+    )
+    sides = []
+    for value in (larger, smaller):
+        held = set(value.letters)
+        sides.append(arranged(graph, value, [(x,) if x in held else () for x in order]))
+    lengths = {**smaller.lengths, **larger.lengths}
+    return Value(graph.call_function(torch.mul, tuple(sides)), tuple((x,) for x in order), lengths)
+
+
+def matrix(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value) -> Value:
+    """One matmul, `[rows, K] @ [K, columns]`; an operand that is stored the other way round is read transposed.
+
+    Where K lies between the larger's rows, the leading ones become a batch, and `[columns, K] @ [B, K, rows]` is
+    taken: the large operand is not moved.
+    """
+    summed = _in_order(larger, step.contracted)
+    rows, columns = _others(larger, summed), _others(smaller, summed)
+    lengths = {**larger.lengths, **smaller.lengths}
+    if larger.letters not in ((*rows, *summed), (*summed, *rows)) and columns:
+        start = larger.letters.index(summed[0])
+        lead, tail = larger.letters[:start], larger.letters[start + len(summed) :]
+        if larger.letters == (*lead, *summed, *tail) and _elements(larger, tail) >= 16:
+            x = arranged(graph, larger, [lead, summed, tail])
+            w = arranged(graph, smaller, [columns, summed])
+            return Value(graph.call_function(torch.matmul, (w, x)), (lead, columns, tail), lengths)
+    a = _two_dims(graph, larger, rows, summed)
+    b = _two_dims(graph, smaller, summed, columns)
+    return Value(graph.call_function(torch.mm, (a, b)), (rows, columns), lengths)
+
+
+def batched(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value) -> Value:
+    """A batched matmul over the indices that both sides keep.
+
+    With convolution axes at the larger's end it is `[batch, columns, K] @ [.., batch, K, pixels]`, so that they stay
+    at the end; else `[batch, rows, K] @ [batch, K, columns]`.
+    """
+    batch, summed = _in_order(larger, step.batch), _in_order(larger, step.contracted)
+    shared = {*batch, *summed}
+    rows, columns = _others(larger, shared), _others(smaller, shared)
+    lengths = {**larger.lengths, **smaller.lengths}
+    pixels_last = tuple(x for x in rows if isinstance(x, int))
+    lead = tuple(x for x in rows if not isinstance(x, int))
+    if pixels_last:
+        w = arranged(graph, smaller, [batch, columns, summed])
+        if lead:
+            x = arranged(graph, larger, [lead, batch, summed, pixels_last])
+            return Value(graph.call_function(torch.matmul, (w, x)), (lead, batch, columns, pixels_last), lengths)
+        x = arranged(graph, larger, [batch, summed, pixels_last])
+        return Value(graph.call_function(torch.bmm, (w, x)), (batch, columns, pixels_last), lengths)
+    x = arranged(graph, larger, [batch, rows, summed])
+    w = arranged(graph, smaller, [batch, summed, columns])
+    return Value(graph.call_function(torch.bmm, (x, w)), (batch, rows, columns), lengths)
+
+
+def pixels(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value) -> Value:
+    """A matrix applied at every position: a 1x1 convolution."""
+    summed = _in_order(larger, step.contracted)
+    rows, columns = _others(larger, summed), _others(smaller, summed)
+    spatial = tuple(x for x in rows if isinstance(x, int))
+    lead = tuple(x for x in rows if not isinstance(x, int))
+    dims: list[Letters] = [(x,) for x in spatial] if len(spatial) <= 3 else [spatial]
+    x = arranged(graph, larger, [lead, summed, *dims])
+    w = arranged(graph, smaller, [columns, summed, *(() for _ in dims)])
+    node = graph.call_function(CONVS[len(dims)], (x, w))
+    return Value(node, (lead, columns, *dims), larger.lengths)
+
+
+def _two_dims(graph: Graph, value: Value, first: Letters, second: Letters) -> Node:
+    """The value as a matrix; read transposed where that is how it is stored."""
+    if first and second and value.letters == (*second, *first):
+        return graph.call_function(torch.t, (arranged(graph, value, [second, first]),))
+    return arranged(graph, value, [first, second])
+
+
+def _in_order(value: Value, letters: Sequence[Letter]) -> Letters:
+    """Some letters in the order in which a value stores them."""
+    return tuple(x for x in value.letters if x in letters)
+
+
+def _others(value: Value, letters: Collection[Letter]) -> Letters:
+    return tuple(x for x in value.letters if x not in letters)
+
+
+def _elements(value: Value, letters: Letters) -> int:
+    size = 1
+    for letter in letters:
+        size *= value.size(letter)
+    return size

@@ -1,0 +1,112 @@
+"""Padding, cropping and wrapping of the position dims of a convolution, and views of its windows."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, Node
+
+
+@dataclass(frozen=True)
+class Dim:
+    """How one position dim is convolved; all in units of the features' own step.
+
+    Attributes:
+        stride, dilation: as in torch.
+        left: padding on the left; negative for a crop.
+        length: positions of the features.
+        out: positions of the result.
+        kernel: positions of the kernel.
+        circular: the padding repeats the features.
+    """
+
+    stride: int = 1
+    dilation: int = 1
+    left: int = 0
+    length: int = 1
+    out: int = 1
+    kernel: int = 1
+    circular: bool = False
+
+    @property
+    def extent(self) -> int:
+        """Positions from the first to the last that the kernel reads."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    @property
+    def right(self) -> int:
+        """Padding on the right that gives exactly `out` positions; negative for a crop."""
+        return (self.out - 1) * self.stride + self.extent - self.length - self.left
+
+    @property
+    def symmetric(self) -> int:
+        """The part of the padding that torch's convolution can do itself, equal on both sides."""
+        if self.circular:
+            return 0
+        if self.left >= 0 and self._gives_out(self.left, 0, 0):
+            return self.left
+        return max(0, min(self.left, self.right))
+
+    def outside(self, inside: int) -> tuple[int, int]:
+        """What is left to pad (or crop, where negative) before a convolution that pads `inside` on both sides."""
+        if inside == self.left and self._gives_out(inside, 0, 0):
+            return 0, 0
+        left, right = self.left - inside, self.right - inside
+        return left, 0 if right < 0 and self._gives_out(inside, left, 0) else right
+
+    def _gives_out(self, inside: int, left: int, right: int) -> bool:
+        """Whether torch's output size is `out`: it drops a remainder on the right by itself."""
+        span = self.length + left + right + 2 * inside - self.extent
+        return span >= 0 and span // self.stride + 1 == self.out
+
+
+def cropped_or_padded(
+    graph: Graph, node: Node, pads: Sequence[tuple[int, int]], lengths: Sequence[int], circular: bool
+) -> Node:
+    """Pad the last dims of a tensor by (left, right) each; negative amounts crop, which is a view.
+
+    Args:
+        graph: where to emit.
+        node: a tensor whose last `len(pads)` dims are padded.
+        pads: for each of them.
+        lengths: their sizes.
+        circular: repeat the tensor instead of padding zeros.
+    """
+    count = len(pads)
+    if circular:
+        for place, ((left, right), length) in enumerate(zip(pads, lengths, strict=True)):
+            if left or right:
+                node = _wrapped(graph, node, place - count, left, right, length)
+        return node
+    for place, ((left, right), length) in enumerate(zip(pads, lengths, strict=True)):
+        start, cut = max(0, -left), max(0, -left) + max(0, -right)
+        if cut:
+            node = graph.call_function(torch.narrow, (node, place - count, start, max(0, length - cut)))
+    amounts = [amount for left, right in reversed(pads) for amount in (max(0, left), max(0, right))]
+    while len(amounts) > 2 and amounts[-2:] == [0, 0]:
+        amounts = amounts[:-2]
+    return graph.call_function(torch.nn.functional.pad, (node, amounts)) if any(amounts) else node
+
+
+def _wrapped(graph: Graph, node: Node, dim: int, left: int, right: int, length: int) -> Node:
+    """Positions `-left .. length + right` of the endless repetition of a tensor along a dim."""
+    pieces = []
+    position, end = -left, length + right
+    while position < end:
+        start = position % length
+        size = min(length - start, end - position)
+        whole = start == 0 and size == length
+        pieces.append(node if whole else graph.call_function(torch.narrow, (node, dim, start, size)))
+        position += size
+    return graph.call_function(torch.cat, (pieces, dim)) if len(pieces) > 1 else pieces[0]
+
+
+def unfolded(graph: Graph, node: Node, dim: int, how: Dim) -> Node:
+    """A view of a (padded) tensor's windows along a dim: the dim has `out` positions, a last new one the kernel's."""
+    node = graph.call_method("unfold", (node, dim, how.extent, how.stride))
+    if how.dilation == 1:
+        return node
+    return graph.call_function(operator.getitem, (node, (Ellipsis, slice(None, None, how.dilation))))

@@ -1,0 +1,108 @@
+"""An emitted tensor and the letters of its dims, and how it is brought into another arrangement.
+
+A *letter* is an ordinary index, or the number of a convolution axis. A dim holds a row-major tuple of letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
+
+import torch
+from torch.fx import Graph, Node
+
+from ce_fx.algebra import Index
+
+Letter: TypeAlias = "Index | int"
+Letters: TypeAlias = tuple[Letter, ...]
+
+
+class LoweringError(ValueError):
+    """A step has no exact form in torch ops here; the message is a reason for the report."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A node and the letters of its tensor's dims.
+
+    Attributes:
+        node: what is emitted.
+        dims: one tuple of letters per dim.
+        lengths: the length of each convolution axis that the value has a part in.
+    """
+
+    node: Node
+    dims: tuple[Letters, ...]
+    lengths: Mapping[int, int]
+
+    @property
+    def letters(self) -> Letters:
+        """All letters, in memory order."""
+        return tuple(letter for dim in self.dims for letter in dim)
+
+    def size(self, letter: Letter) -> int:
+        """Positions of a letter."""
+        return self.lengths[letter] if isinstance(letter, int) else letter.size
+
+
+def arranged(graph: Graph, value: Value, dims: Sequence[Letters]) -> Node:
+    """Emit the value with other dims: reshapes and permutations, as few as it takes.
+
+    Args:
+        graph: where to emit.
+        value: what to rearrange.
+        dims: the same letters; a dim may be empty (size 1).
+
+    Returns:
+        The node; a reshape after a permutation copies, the rest are views.
+    """
+    target = tuple(tuple(dim) for dim in dims)
+    if target == value.dims:
+        return value.node
+    wanted = tuple(letter for dim in target for letter in dim)
+    if wanted != value.letters:
+        value = _permuted(graph, value, wanted)
+    if target == value.dims:
+        return value.node
+    return graph.call_function(torch.reshape, (value.node, shape_of(value, target)))
+
+
+def split(graph: Graph, value: Value) -> Value:
+    """One letter a dim."""
+    dims = tuple((letter,) for letter in value.letters)
+    return Value(arranged(graph, value, dims), dims, value.lengths)
+
+
+def shape_of(value: Value, dims: Sequence[Letters]) -> list[int]:
+    """The literal shape for a reshape; one symbolic dim becomes -1.
+
+    Raises:
+        LoweringError: two dims are symbolic.
+    """
+    shape = []
+    for dim in dims:
+        symbolic = any(isinstance(letter, Index) and letter.symbol for letter in dim)
+        shape.append(-1 if symbolic else prod(value.size(letter) for letter in dim))
+    if shape.count(-1) > 1:
+        raise LoweringError("a reshape over two symbolic sizes")
+    return shape
+
+
+def _permuted(graph: Graph, value: Value, wanted: Letters) -> Value:
+    """The value with its dims in another order; they are split only where they must be."""
+    whole = {dim[0]: dim for dim in value.dims if dim}
+    order: list[Letters] = []
+    rest = wanted
+    while rest and rest[0] in whole and rest[: len(whole[rest[0]])] == whole[rest[0]]:
+        dim = whole[rest[0]]
+        order.append(dim)
+        rest = rest[len(dim) :]
+    if rest:
+        value = split(graph, value)
+        order = [(letter,) for letter in wanted]
+    places = [value.dims.index(dim) for dim in order]
+    empty = [place for place, dim in enumerate(value.dims) if not dim]
+    node = graph.call_function(torch.permute, (value.node, [*places, *empty]))
+    return Value(node, (*order, *(() for _ in empty)), value.lengths)

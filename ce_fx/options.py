@@ -1,0 +1,89 @@
+"""The options of every front door: one frozen record and one validator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any
+
+from ce_fx.errors import CeFxError
+
+OBJECTIVES = ("time", "flops", "memory")
+
+
+class OptionError(CeFxError, ValueError):
+    """An option is unknown or has a bad value; the message names the nearest, or what is allowed."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `optimize`, `rewrite`, `audit` and the backend; see API.md for what each means.
+
+    `memory_limit` is in bytes.
+    """
+
+    objective: str = "time"
+    tune: str | bool = "auto"
+    memory_limit: int | None = None
+    checkpoint: bool = False
+    fold: bool = False
+    verify: bool = True
+    dynamic: bool | None = None
+    fullgraph: bool = False
+    inner: str | Callable[..., Any] = "eager"
+    inner_options: Mapping[str, Any] | None = None
+    mode: str | None = None
+    verbose: bool | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Options from a mapping; it is copied.
+
+        Raises:
+            OptionError: a key is unknown or a value is not allowed.
+        """
+        known = [f.name for f in fields(cls)]
+        for name, value in given.items():
+            if name not in known:
+                near = get_close_matches(str(name), known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(known)}"
+                raise OptionError(f"unknown option {name!r}: {hint}")
+            allowed, means = _ALLOWED[name]
+            if not allowed(value):
+                raise OptionError(f"{name} must be {means}, not {value!r}")
+        frozen = dict(given)
+        if frozen.get("inner_options") is not None:
+            frozen["inner_options"] = MappingProxyType(dict(frozen["inner_options"]))
+        return cls(**frozen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as a plain dict, to be given to `of` again."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if values["inner_options"] is not None:
+            values["inner_options"] = dict(values["inner_options"])
+        return values
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "objective": (lambda v: v in OBJECTIVES, "'time', 'flops' or 'memory'"),
+    "tune": (lambda v: v == "auto" or _is_bool(v), "'auto', True or False"),
+    "memory_limit": (
+        lambda v: v is None or (isinstance(v, int) and not _is_bool(v) and v > 0),
+        "a positive number of bytes or None",
+    ),
+    "checkpoint": (_is_bool, "True or False"),
+    "fold": (_is_bool, "True or False"),
+    "verify": (_is_bool, "True or False"),
+    "dynamic": (lambda v: v is None or _is_bool(v), "None, True or False"),
+    "fullgraph": (_is_bool, "True or False"),
+    "inner": (lambda v: isinstance(v, str) or callable(v), "the name of a registered backend, or a callable"),
+    "inner_options": (lambda v: v is None or isinstance(v, Mapping), "a dict or None"),
+    "mode": (lambda v: v is None or isinstance(v, str), "a mode of the inner backend or None"),
+    "verbose": (lambda v: v is None or _is_bool(v), "None, True or False"),
+}
