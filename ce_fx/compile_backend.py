@@ -1,0 +1,33 @@
+"""`torch.compile(model, backend="ce_fx")`: rewrite, then the inner compiler (Inductor by default)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def backend(
+    gm: Any,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """The Dynamo backend that the entry-point group `torch_dynamo_backends` names "ce_fx".
+
+    Args:
+        gm: Dynamo's graph; it is edited in place where something is gained, else handed on untouched.
+        example_inputs: as Dynamo gives them.
+        options: those of `optimize`, with `inner="inductor"` by default.
+        mode: a mode of the inner compiler.
+
+    Raises:
+        CeFxError: an option is unknown or bad.
+    """
+    from ce_fx.inner import run_by
+    from ce_fx.options import Options
+    from ce_fx.session import rewritten_or_untouched
+
+    chosen = Options.of({"inner": "inductor", **({"mode": mode} if mode else {}), **(options or {})})
+    rewritten_or_untouched(gm, example_inputs, chosen)
+    return run_by(gm, example_inputs, chosen)

@@ -1,0 +1,37 @@
+"""What runs a rewritten graph: plain FX execution, or any registered Dynamo backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.fx import GraphModule
+
+from ce_fx.options import Options
+
+
+def run_by(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+    """Hand a graph to the inner backend of the options.
+
+    Inductor takes its mode and options as configuration patches; other backends get them as torch.compile would hand
+    them on.
+    """
+    inner = options.inner
+    if inner == "eager":
+        return gm.forward
+    extra: dict[str, Any] = {}
+    if options.inner_options:
+        extra["options"] = dict(options.inner_options)
+    if options.mode and options.mode != "default":
+        extra["mode"] = options.mode
+    if callable(inner):
+        return inner(gm, example_inputs, **extra)
+    from torch._dynamo.backends.registry import lookup_backend
+
+    compiler = lookup_backend(inner)
+    if inner == "inductor":
+        from torch._inductor import list_mode_options
+
+        patches = {**(list_mode_options(options.mode) if options.mode else {}), **extra.get("options", {})}
+        return compiler(gm, example_inputs, config_patches=patches) if patches else compiler(gm, example_inputs)
+    return compiler(gm, example_inputs, **extra)

@@ -1,0 +1,182 @@
+"""`optimize`: a view of the same model, whose call is captured by Dynamo and rewritten."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.fx import GraphModule
+
+from ce_fx.capture.numpy_attrs import make_plain, undo
+from ce_fx.capture.undisturbed import undisturbed
+from ce_fx.errors import CeFxError
+from ce_fx.options import Options
+from ce_fx.report import Report
+from ce_fx.session import Session
+
+_SESSION = "_ce_fx_session"
+_VIEWS: dict[type, type] = {}
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def optimize(
+    model: Model, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+) -> Model:
+    """A view of a model that runs faster and gives the same results.
+
+    It has the same class, sub-modules, Parameter and buffer objects and state_dict keys; its call is captured by
+    Dynamo, whose guards follow flags, modes, replaced parameters and shapes, and rewritten. The original keeps
+    running as written. NumPy numbers among module attributes become equal Python numbers in both (`restore_` undoes
+    it, the report says it).
+
+    Args:
+        model: any module. For a function use `torch.compile(function, backend="ce_fx")`.
+        args: positional inputs to capture and plan on now, in the current grad mode; None waits for the first call.
+            Buffers and random states are left as they were.
+        kwargs: keyword inputs for the same.
+        **options: see API.md; they are copied.
+
+    Returns:
+        The view.
+
+    Raises:
+        CeFxError: an option is unknown or bad, or the model is no module.
+    """
+    chosen = Options.of(options)
+    session = _session(model, chosen)
+    view = object.__new__(_view_class(type(model)))
+    view.__dict__.update(model.__dict__)
+    _attach(view, session)
+    _warm_up(view, args, kwargs)
+    return view
+
+
+def optimize_(
+    model: torch.nn.Module,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """`optimize` in place: the model's own call is compiled; undone by `restore_`.
+
+    Args:
+        model: any module; what `optimize_` did to it before is replaced.
+        args: as in `optimize`.
+        kwargs: as in `optimize`.
+        **options: as in `optimize`.
+
+    Raises:
+        CeFxError: an option is unknown or bad, or the model is no module.
+    """
+    chosen = Options.of(options)
+    restore_(model)
+    _attach(model, _session(model, chosen))
+    _warm_up(model, args, kwargs)
+
+
+def restore_(model: torch.nn.Module) -> None:
+    """Undo `optimize_` (or what `optimize` did to attributes): the model runs as written again."""
+    session = model.__dict__.pop(_SESSION, None) if isinstance(model, torch.nn.Module) else None
+    if isinstance(session, Session):
+        undo(session.plain)
+        model.__dict__.pop("_compiled_call_impl", None)
+
+
+def graph_modules(fast: torch.nn.Module) -> list[GraphModule]:
+    """The graphs that run, in the order in which they were compiled; each prints as code.
+
+    Raises:
+        CeFxError: the model was not optimised.
+    """
+    return _session_of(fast).graph_modules
+
+
+def report(fast: torch.nn.Module) -> Report:
+    """What was done to an optimised model, layer by layer.
+
+    Raises:
+        CeFxError: the model was not optimised.
+    """
+    return _session_of(fast).report()
+
+
+class View:
+    """What a view adds to its model's class: how it prints, and that copies are captured anew."""
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}\nce_fx: {_session_of(self).summary()}"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        session = _session_of(self)
+        kind = type(self).__mro__[2]
+        plain = object.__new__(kind)
+        hidden = (_SESSION, "_compiled_call_impl")
+        plain.__dict__.update({name: value for name, value in self.__dict__.items() if name not in hidden})
+        return _revived, (plain, session.options.to_dict())
+
+
+def _revived(model: torch.nn.Module, options: dict[str, Any]) -> torch.nn.Module:
+    return optimize(model, **options)
+
+
+def _view_class(kind: type) -> type:
+    """A subclass of a model's class under the same name."""
+    if kind not in _VIEWS:
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        _VIEWS[kind] = types.new_class(kind.__name__, (View, kind), exec_body=lambda scope: scope.update(names))
+    return _VIEWS[kind]
+
+
+def _session(model: torch.nn.Module, options: Options) -> Session:
+    if not isinstance(model, torch.nn.Module):
+        raise CeFxError(
+            f"optimize takes a torch.nn.Module, not {type(model).__name__}; "
+            f"for a function use torch.compile(function, backend='ce_fx')"
+        )
+    if isinstance(model, View):
+        raise CeFxError("this model is an optimised view already; call optimize on the original")
+    session = Session(options, type(model).__name__)
+    session.warn_of_what_is_missing()
+    session.plain = make_plain(model)
+    return session
+
+
+def _attach(model: torch.nn.Module, session: Session) -> None:
+    model.__dict__[_SESSION] = session
+    options = session.options
+    model.__dict__["_compiled_call_impl"] = torch.compile(
+        _entry(model), backend=session, dynamic=options.dynamic, fullgraph=options.fullgraph
+    )
+
+
+def _entry(model: torch.nn.Module) -> Callable[..., Any]:
+    """The model's call, in a code object of its own.
+
+    Dynamo keeps compiled graphs and its recompile limit by code object; one that all models share would be used up by
+    the eighth.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model._call_impl(*args, **kwargs)
+
+    call.__code__ = call.__code__.replace(co_name=f"call_{type(model).__name__}")
+    return call
+
+
+def _session_of(model: Any) -> Session:
+    session = getattr(model, "__dict__", {}).get(_SESSION)
+    if not isinstance(session, Session):
+        raise CeFxError(f"{type(model).__name__} was not optimised by ce_fx: call ce_fx.optimize(model) first")
+    return session
+
+
+def _warm_up(model: torch.nn.Module, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None) -> None:
+    if args is None and kwargs is None:
+        return
+    if isinstance(args, torch.Tensor):
+        args = (args,)
+    with undisturbed(model):
+        model(*(args or ()), **(kwargs or {}))

@@ -1,0 +1,94 @@
+"""What one optimised model has been through: the graphs that were compiled, and what was decided in them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.fx import Graph, GraphModule
+
+from ce_fx.capture.numpy_attrs import Plain, describe
+from ce_fx.inner import run_by
+from ce_fx.options import Options
+from ce_fx.report import LayerReport, Report
+from ce_fx.rewrite import rewrite_graph
+
+log = logging.getLogger(__name__)
+
+_NOT_BUILT = {
+    "fold": "fold=True: nothing is folded yet; weight-only steps run in every call",
+    "checkpoint": "checkpoint=True: regions keep their intermediates; recomputation is not built yet",
+}
+
+
+class Session:
+    """The compiler of one optimised model, and its memory.
+
+    A copy (deepcopy, pickle) starts empty with the same options.
+    """
+
+    def __init__(self, options: Options, title: str = "") -> None:
+        self.options = options
+        self.title = title
+        self.plain: list[Plain] = []
+        self.compiled: list[tuple[GraphModule, tuple[LayerReport, ...]]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (self.options.to_dict(), self.title)
+
+    def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        """The Dynamo backend: rewrite, remember, hand on. It never raises because of a graph."""
+        layers = rewritten_or_untouched(gm, example_inputs, self.options)
+        self.compiled.append((gm, tuple(layers)))
+        return run_by(gm, example_inputs, self.options)
+
+    @property
+    def graph_modules(self) -> list[GraphModule]:
+        """What runs, in the order of compilation."""
+        return [gm for gm, _ in self.compiled]
+
+    def report(self) -> Report:
+        """The audit of the latest compilation of every graph."""
+        latest: dict[tuple[str, ...], tuple[LayerReport, ...]] = {}
+        for _, layers in self.compiled:
+            latest[tuple(layer.name for layer in layers)] = layers
+        notes = [*describe(self.plain), *(text for name, text in _NOT_BUILT.items() if getattr(self.options, name))]
+        if len(latest) > 1:
+            notes.append(f"the model was captured as {len(latest)} graphs; no region reaches across a graph break")
+        layers = tuple(layer for group in latest.values() for layer in group)
+        return Report(layers, self.title, self.options.objective, tuple(notes))
+
+    def summary(self) -> str:
+        """One line: what happened."""
+        return self.report().summary() if self.compiled else "not captured yet"
+
+    def warn_of_what_is_missing(self) -> None:
+        """Options that are accepted but have no effect yet are said aloud once."""
+        for name, text in _NOT_BUILT.items():
+            if getattr(self.options, name):
+                warnings.warn(f"ce_fx: {text}", stacklevel=4)
+
+
+def _empty(options: dict[str, Any], title: str) -> Session:
+    return Session(Options.of(options), title)
+
+
+def rewritten_or_untouched(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> list[LayerReport]:
+    """Rewrite a graph in place; if anything goes wrong it is what it was, and the log says why."""
+    before = Graph()
+    copies: dict[Any, Any] = {}
+    output = before.graph_copy(gm.graph, copies, return_output_node=True)
+    try:
+        return rewrite_graph(gm, example_inputs, options)
+    except Exception as error:
+        log.warning("a graph runs as written: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
+        if output is not None:
+            value, old = output  # type: ignore[misc]
+            before.output(value).meta = dict(old.meta)
+        before._codegen = gm.graph._codegen
+        gm.graph = before
+        gm.recompile()
+        reason = f"ce_fx failed on this graph ({type(error).__name__}: {error}); it runs as written"
+        return [LayerReport("(graph)", "", "refused", reason, 0, 0, 0, 0)]
