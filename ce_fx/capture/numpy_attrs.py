@@ -16,6 +16,14 @@ import torch
 _MISSING = object()
 
 
+class Ints(tuple[int, ...]):
+    """A tuple in place of a 1-d NumPy array; layers may go on calling its `tolist`."""
+
+    def tolist(self) -> list[int]:
+        """The numbers as a list, as of an array."""
+        return list(self)
+
+
 @dataclass(frozen=True)
 class Plain:
     """One attribute that was made plain.
@@ -79,10 +87,10 @@ def _plain(value: Any) -> Any:
 
 
 def _array(value: Any) -> Any:
-    """A 1-d integer or boolean array as a tuple, a 0-d one as a number."""
+    """A 1-d integer or boolean array as a tuple with `tolist`, a 0-d one as a number."""
     if value.dtype.kind not in "iub" or value.ndim > 1:
         return _MISSING
-    return tuple(value.tolist()) if value.ndim else value.item()
+    return Ints(value.tolist()) if value.ndim else value.item()
 
 
 _INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
