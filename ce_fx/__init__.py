@@ -7,7 +7,7 @@
 # Packages and modules first: importing one binds its name here, and some names are those of functions.
 import ce_fx.capture
 import ce_fx.lift
-import ce_fx.report
+import ce_fx.report  # noqa: F401
 from ce_fx.audit import audit
 from ce_fx.capture.export import capture
 from ce_fx.conv_einsum import contract_expression, contract_path, conv_einsum

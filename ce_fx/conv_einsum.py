@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ def conv_einsum(
     """
     options = (stride, padding, dilation, padding_mode, flip, optimize, objective, memory_limit)
     if torch.compiler.is_compiling():
-        return _in_graph(string, operands, options)
+        return cast(Tensor, _in_graph(string, operands, options))
     return _evaluate(string, operands, options)
 
 
@@ -94,7 +94,7 @@ def _evaluate(string: str, operands: tuple[Tensor, ...], options: tuple[Any, ...
     except AttributeError:
         raise ExpressionError(_not_a_tensor(operands)) from None
     try:
-        key = (string, leaves, options if options == _PLAIN else tuple(map(_frozen, options)))
+        key: Any = (string, leaves, options if options == _PLAIN else tuple(map(_frozen, options)))
         run = _CACHE.get(key)
     except TypeError:  # symbolic sizes have no hash; planning makes them numbers, with the guards of the tracer
         key = run = None
@@ -105,7 +105,7 @@ def _evaluate(string: str, operands: tuple[Tensor, ...], options: tuple[Any, ...
     return run(*operands)
 
 
-@torch._dynamo.allow_in_graph
+@torch._dynamo.allow_in_graph  # type: ignore[untyped-decorator]
 def _in_graph(string: str, operands: tuple[Tensor, ...], options: tuple[Any, ...]) -> Tensor:
     """The same, as one node for Dynamo: planning is not traced, and what is planned is traced after it."""
     return _evaluate(string, operands, options)
@@ -196,7 +196,9 @@ def _planned_call(string: str, operands: Sequence[Tensor], options: Mapping[str,
     """A function of the operands that runs the plan."""
     for n, operand in enumerate(operands):
         if not (operand.dtype.is_floating_point or operand.dtype.is_complex):
-            raise ExpressionError(f"operand {n} of {string!r} is {operand.dtype}; use a floating point or complex dtype")
+            raise ExpressionError(
+                f"operand {n} of {string!r} is {operand.dtype}; use a floating point or complex dtype"
+            )
         if (operand.dtype, operand.device) != (operands[0].dtype, operands[0].device):
             raise ExpressionError(
                 f"operand {n} of {string!r} is {operand.dtype} on {operand.device}, but operand 0 is "
@@ -216,9 +218,7 @@ def _parsed(string: str, shapes: Sequence[Sequence[int]], options: Mapping[str, 
     return parse(string, shapes, **{name: options[name] for name in _GEOMETRY})
 
 
-def _plan(
-    parsed: ParsedExpression, operands: Sequence[Operand], options: Mapping[str, Any], model: TimeModel
-) -> Plan:
+def _plan(parsed: ParsedExpression, operands: Sequence[Operand], options: Mapping[str, Any], model: TimeModel) -> Plan:
     limit = options["memory_limit"]
     try:
         return make_plan(

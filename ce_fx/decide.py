@@ -26,8 +26,8 @@ from ce_fx.lower.verify import mismatch
 from ce_fx.options import Options
 from ce_fx.plan.network import Operand
 from ce_fx.plan.path_info import step_lines
-from ce_fx.plan.plan import Plan
-from ce_fx.plan.planner import PlanError, make_plan
+from ce_fx.plan.plan import Plan, PlanError
+from ce_fx.plan.planner import make_plan
 from ce_fx.plan.time_model import TimeModel
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch.fx import GraphModule
 
@@ -25,13 +25,13 @@ def run_by(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> 
     if options.mode and options.mode != "default":
         extra["mode"] = options.mode
     if callable(inner):
-        return inner(gm, example_inputs, **extra)
+        return cast("Callable[..., Any]", inner(gm, example_inputs, **extra))
     from torch._dynamo.backends.registry import lookup_backend
 
-    compiler = lookup_backend(inner)
+    compiler: Any = lookup_backend(inner)
     if inner == "inductor":
         from torch._inductor import list_mode_options
 
         patches = {**(list_mode_options(options.mode) if options.mode else {}), **extra.get("options", {})}
-        return compiler(gm, example_inputs, config_patches=patches) if patches else compiler(gm, example_inputs)
-    return compiler(gm, example_inputs, **extra)
+        extra = {"config_patches": patches} if patches else {}
+    return cast("Callable[..., Any]", compiler(gm, example_inputs, **extra))

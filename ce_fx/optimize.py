@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.fx import GraphModule
@@ -47,11 +47,11 @@ def optimize(
     """
     chosen = Options.of(options)
     session = _session(model, chosen)
-    view = object.__new__(_view_class(type(model)))
+    view: Any = object.__new__(_view_class(type(model)))
     view.__dict__.update(model.__dict__)
     _attach(view, session)
     _warm_up(view, args, kwargs)
-    return view
+    return cast(Model, view)
 
 
 def optimize_(
@@ -112,7 +112,7 @@ class View:
     def __reduce_ex__(self, protocol: Any) -> Any:
         session = _session_of(self)
         kind = type(self).__mro__[2]
-        plain = object.__new__(kind)
+        plain: Any = object.__new__(kind)
         hidden = (_SESSION, "_compiled_call_impl")
         plain.__dict__.update({name: value for name, value in self.__dict__.items() if name not in hidden})
         return _revived, (plain, session.options.to_dict())
@@ -160,7 +160,7 @@ def _entry(model: torch.nn.Module) -> Callable[..., Any]:
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return model._call_impl(*args, **kwargs)
+        return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     call.__code__ = call.__code__.replace(co_name=f"call_{type(model).__name__}")
     return call

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from ce_fx.errors import CeFxError
 
+Objective: TypeAlias = Literal["time", "flops", "memory"]
 OBJECTIVES = ("time", "flops", "memory")
 
 
@@ -24,7 +25,7 @@ class Options:
     `memory_limit` is in bytes.
     """
 
-    objective: str = "time"
+    objective: Objective = "time"
     tune: str | bool = "auto"
     memory_limit: int | None = None
     checkpoint: bool = False

@@ -227,9 +227,7 @@ def _ordinary(letter: str, size: int) -> tuple[Index, ...]:
     return () if size == 1 else (Index(letter, size),)
 
 
-def _axis(
-    n: int, letter: str, size: int, sizes: dict[str, int], windows: dict[str, Window]
-) -> tuple[Index, ...]:
+def _axis(n: int, letter: str, size: int, sizes: dict[str, int], windows: dict[str, Window]) -> tuple[Index, ...]:
     if letter not in windows:
         return _ordinary(letter, size)
     window = windows[letter]
@@ -237,9 +235,7 @@ def _axis(
     return (tap or window.features,)
 
 
-def _window(
-    letter: str, operands: list[list[tuple[str, int]]], terms: list[list[str]], geometry: _Geometry
-) -> Window:
+def _window(letter: str, operands: list[list[tuple[str, int]]], terms: list[list[str]], geometry: _Geometry) -> Window:
     features = _features(letter, operands)
     holders = {n: size for n, operand in enumerate(operands) for name, size in operand if name == letter}
     size = holders[features]

@@ -125,4 +125,3 @@ def _split(table: Table, index: Index, parts: Axis) -> None:
             table[key] = substitute_axis(value, {index: parts})
             return
     table[index] = parts
-

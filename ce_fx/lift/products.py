@@ -218,4 +218,3 @@ def _window_indices(expression: Expression) -> frozenset[Index]:
     return frozenset(
         i for t in expression.terms for w in t.windows for i in (w.features, w.out, *(tap.index for tap in w.taps))
     )
-

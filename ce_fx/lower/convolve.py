@@ -91,9 +91,7 @@ def _merge_dim(first: Grid, second: Grid, out: Grid) -> Dim:
     return Dim(stride, dilation, 0, first.length, out.length, second.length)
 
 
-def _convolution(
-    graph: Graph, step: Step, x: Value, w: Value, dims: Mapping[int, Dim], call: Any
-) -> Value:
+def _convolution(graph: Graph, step: Step, x: Value, w: Value, dims: Mapping[int, Dim], call: Any) -> Value:
     """One call of torch's convolution.
 
     x is arranged as [lead, groups + channels, *positions] and w as [groups + outs, channels, *kernel], or for a
@@ -112,7 +110,7 @@ def _convolution(
     kernel: list[Letters] = [place if _joined(place, dims) else () for place in places]
     matrix = [groups + channels, outs] if call is _transposed_call else [groups + outs, channels]
     weight = arranged(graph, w, [*matrix, *kernel])
-    plan = [dims[place[0]] if _joined(place, dims) else _through(x, place) for place in places]  # type: ignore[index]
+    plan = [dims[place[0]] if _joined(place, dims) else _through(x, place) for place in places]
     node = call(graph, features.node, weight, plan, prod(x.size(letter) for letter in groups))
     lengths = {**w.lengths, **x.lengths, **{axis: dim.out for axis, dim in dims.items()}}
     return Value(node, (lead, groups + outs, *places), lengths)
@@ -207,7 +205,7 @@ def _contract_windows(graph: Graph, axis: int, dim: Dim, x: Value, w: Value) -> 
 
 
 def _contract_shifts(graph: Graph, axis: int, dim: Dim, a: Value, b: Value) -> tuple[Value, Value]:
-    """Two kernels along an axis: `sum over k of a[m - k] * b[k]` is b, reversed, sliding over a padded on both sides."""
+    """Two kernels along an axis: `sum over k of a[m - k] * b[k]` is b, reversed, sliding over the padded a."""
     a = split(graph, a)
     place = a.dims.index((axis,))
     node, length = a.node, dim.length
@@ -222,9 +220,7 @@ def _contract_shifts(graph: Graph, axis: int, dim: Dim, a: Value, b: Value) -> t
     b = split(graph, b)
     reversed_b = graph.call_function(torch.flip, (b.node, [b.dims.index((axis,))]))
     lengths = {**a.lengths, axis: length}
-    return _contract_windows(
-        graph, axis, spread, Value(node, a.dims, lengths), Value(reversed_b, b.dims, b.lengths)
-    )
+    return _contract_windows(graph, axis, spread, Value(node, a.dims, lengths), Value(reversed_b, b.dims, b.lengths))
 
 
 def _renamed(value: Value, axis: int, letter: Index) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -109,4 +110,5 @@ def unfolded(graph: Graph, node: Node, dim: int, how: Dim) -> Node:
     node = graph.call_method("unfold", (node, dim, how.extent, how.stride))
     if how.dilation == 1:
         return node
-    return graph.call_function(operator.getitem, (node, (Ellipsis, slice(None, None, how.dilation))))
+    every: Any = (Ellipsis, slice(None, None, how.dilation))
+    return graph.call_function(operator.getitem, (node, every))

@@ -64,7 +64,7 @@ def _elements(*args: Any) -> int:
     aten.conv3d.padding,
 )
 def _conv(node: Node) -> tuple[Op, ...]:
-    """x [B, g*S, ...], weight [g*T, S, ...]: every output element is a sum over S and the kernel."""
+    """X [B, g*S, ...], weight [g*T, S, ...]: every output element is a sum over S and the kernel."""
     x, weight = node.args[:2]
     rows, _, *kernel = _shape(weight)
     out = _shape(node)
@@ -76,7 +76,7 @@ def _conv(node: Node) -> tuple[Op, ...]:
 
 @_prices(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 def _conv_transpose(node: Node) -> tuple[Op, ...]:
-    """x [B, g*S, ...], weight [g*S, T, ...]: every input element meets T and the kernel."""
+    """X [B, g*S, ...], weight [g*S, T, ...]: every input element meets T and the kernel."""
     x, weight = node.args[:2]
     ins, outs, *kernel = _shape(weight)
     given = dict(enumerate(node.args))
@@ -88,9 +88,7 @@ def _conv_transpose(node: Node) -> tuple[Op, ...]:
     return (Op(family, macs, reduce, outs, pixels, _elements(x, weight, node)),)
 
 
-def _conv_op(
-    node: Node, reduce: int, columns: int, groups: int, window: int, out: int, pixels: int
-) -> tuple[Op, ...]:
+def _conv_op(node: Node, reduce: int, columns: int, groups: int, window: int, out: int, pixels: int) -> tuple[Op, ...]:
     family = conv_family(reduce // window, columns, groups, window)
     tensors = [arg for arg in node.args[:2] if isinstance(arg, Node)]
     return (Op(family, out * reduce, reduce, columns, pixels, _elements(*tensors, node)),)
@@ -128,9 +126,9 @@ def _addmm(node: Node) -> tuple[Op, ...]:
 
 @_prices(aten.tensordot.default)
 def _tensordot(node: Node) -> tuple[Op, ...]:
-    x, y, dims = node.args[:3]
-    assert isinstance(dims, (list, tuple))
-    k = prod(_shape(x)[int(dim)] for dim in dims)  # type: ignore[call-overload]
+    x, y = node.args[:2]
+    dims: Any = node.args[2]
+    k = prod(_shape(x)[dim] for dim in dims)
     rows = prod(_shape(x)) // max(1, k)
     columns = prod(_shape(y)) // max(1, k)
     return (Op("mm", rows * columns * k, k, columns, rows, _elements(x, y, node)),)
@@ -146,7 +144,10 @@ def _einsum(node: Node) -> tuple[Op, ...]:
         return (Op("mul", _elements(node), 1, 1, _elements(node), _elements(*tensors, node)),)
     inputs, _, output = _explicit(equation).partition("->")
     terms = inputs.split(",")
-    sizes = {c: max(s for t, sh in zip(terms, shapes, strict=True) for x, s in zip(t, sh, strict=True) if x == c) for c in set("".join(terms))}
+    sizes = {
+        c: max(s for t, sh in zip(terms, shapes, strict=True) for x, s in zip(t, sh, strict=True) if x == c)
+        for c in set("".join(terms))
+    }
     ops = []
     for left, right, rest in _einsum_pairs(equation, terms, output, shapes):
         ops.append(_pair(left, right, rest, sizes))
@@ -225,6 +226,6 @@ def _copy(node: Node) -> tuple[Op, ...]:
 @_prices(aten.reshape.default, aten.contiguous.default, aten.flatten.using_ints)
 def _maybe_copy(node: Node) -> tuple[Op, ...]:
     """A reshape or `contiguous` copies where its result does not share the storage of its input."""
-    source, value = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    source, value = node.args[0].meta["val"], node.meta["val"]
     shared = source.untyped_storage()._cdata == value.untyped_storage()._cdata
     return () if shared else _copy(node)

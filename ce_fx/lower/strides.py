@@ -9,10 +9,11 @@ from torch.fx import Graph, Node
 
 def order_of(tensor: Tensor) -> tuple[int, ...] | None:
     """The dims of a dense tensor from the slowest to the fastest; None if it is not dense and non-overlapping."""
-    dims = sorted(range(tensor.ndim), key=lambda d: (-int(tensor.stride(d)), d))
+    strides = [int(stride) for stride in tensor.stride()]
+    dims = sorted(range(tensor.ndim), key=lambda d: (-strides[d], d))
     expected = 1
     for dim in reversed([d for d in dims if int(tensor.shape[d]) != 1]):
-        if int(tensor.stride(dim)) != expected:
+        if strides[dim] != expected:
             return None
         expected *= int(tensor.shape[dim])
     return tuple(dims)

@@ -21,7 +21,9 @@ def networks(expression: Expression, operands: Sequence[Operand]) -> tuple[Netwo
         operands: what is known of each leaf.
     """
     return tuple(
-        Network(term, _own_axes(term, expression.axes) if n else expression.axes, [operands[f.leaf] for f in term.factors])
+        Network(
+            term, _own_axes(term, expression.axes) if n else expression.axes, [operands[f.leaf] for f in term.factors]
+        )
         for n, term in enumerate(expression.terms)
     )
 

@@ -33,9 +33,13 @@ def kind_of(step: Step, network: Network) -> Kind:
         return "mul"
     if step.batch:
         return "bmm"
-    larger, smaller = (step.left_axes, step.right_axes) if left_is_larger(step, network) else (
-        step.right_axes,
-        step.left_axes,
+    larger, smaller = (
+        (step.left_axes, step.right_axes)
+        if left_is_larger(step, network)
+        else (
+            step.right_axes,
+            step.left_axes,
+        )
     )
     return "pixels" if larger and not smaller else "mm"
 

@@ -12,7 +12,7 @@ def si(number: float, digits: int = 4) -> str:
 
 
 def signed_ratio(before: float, after: float) -> str:
-    """"3.1x fewer" or "1.2x more"."""
+    """A ratio in words: 3.1x fewer, 1.2x more."""
     if not before or not after:
         return "no change in"
     return f"{before / after:.1f}x fewer" if after <= before else f"{after / before:.1f}x more"

@@ -23,9 +23,7 @@ def indicator(window: Window) -> np.ndarray:
 
 @st.composite
 def windows(draw, features: Index, name: str, kernels: int = 1) -> Window:
-    taps = tuple(
-        Tap(Index(f"{name}k{n}", draw(st.integers(1, 4))), draw(st.integers(1, 3))) for n in range(kernels)
-    )
+    taps = tuple(Tap(Index(f"{name}k{n}", draw(st.integers(1, 4))), draw(st.integers(1, 3))) for n in range(kernels))
     reach = sum(t.reach for t in taps)
     pad = draw(st.integers(-1, reach + 1))
     out = draw(st.integers(1, 6))
@@ -54,9 +52,7 @@ def test_padded_after_padded_is_refused():
     i, m, o = Index("i", 8), Index("m", 8), Index("o", 8)
     first = Window(i, m, (Tap(Index("k", 3)),), pad=1)
     second = Window(m, o, (Tap(Index("l", 3)),), pad=1)
-    assert compose(first, second) == (
-        "padding between two kernels on one axis: composing them would change the border"
-    )
+    assert compose(first, second) == ("padding between two kernels on one axis: composing them would change the border")
 
 
 def test_fully_padded_first_composes_with_any_padding():

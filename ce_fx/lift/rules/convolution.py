@@ -59,7 +59,9 @@ def conv_transpose(node: Node, operands: Operands) -> Expression | Refusal:
     return _convolve(x, weight, bias, _Geometry(*sizes, groups, transposed=True), operands)
 
 
-def _convolve(x: Node, weight: Node, bias: Node | None, geometry: _Geometry, operands: Operands) -> Expression | Refusal:
+def _convolve(
+    x: Node, weight: Node, bias: Node | None, geometry: _Geometry, operands: Operands
+) -> Expression | Refusal:
     if not all(isinstance(n, int) for n in (*geometry.stride, *geometry.dilation, *geometry.pad)):
         return Refusal("a convolution whose stride, padding or dilation is not a number in the graph")
     batch = fake_of(x).ndim - 1 - len(geometry.stride)
@@ -71,7 +73,7 @@ def _convolve(x: Node, weight: Node, bias: Node | None, geometry: _Geometry, ope
 
 
 def _product(x: Expression, weight: Expression, batch: int, geometry: _Geometry, operands: Operands) -> Expression:
-    """x [B?, g*S, ...] and weight [g*T, S, ...] (transposed: [g*S, T, ...]) to the product [B?, g*T, ...].
+    """X [B?, g*S, ...] and weight [g*T, S, ...] (transposed: [g*S, T, ...]) to the product [B?, g*T, ...].
 
     After the group axes are split off, x is [B?, g, S, ...] and the weight [g, T, S, ...].
     """

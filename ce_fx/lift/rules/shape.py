@@ -105,7 +105,7 @@ def same(node: Node, operands: Operands) -> Expression | Refusal:
 @lifts(aten.detach.default)
 def detach(node: Node, operands: Operands) -> Expression | Refusal:
     """The same values; exact only where no gradient would have flowed."""
-    if node.args[0].meta.get("needs_grad"):  # type: ignore[union-attr]
+    if node.args[0].meta.get("needs_grad"):
         return Refusal("detach cuts a gradient")
     return operands.tensor(node.args[0])
 

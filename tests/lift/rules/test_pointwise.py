@@ -1,6 +1,5 @@
 """Multiplication by numbers and tensors."""
 
-import torch
 import torch.nn.functional as F
 
 from tests.lift.helpers import assert_lifts, rand, refusal

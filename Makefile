@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: venv lint format test quick fuzz demo bench bench-quick clean
+
+venv: $(STAMP)
+
+# torch first: another package that asks for it would pull a CUDA build of several GB.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0 numpy
+	$(BIN)/pip install --quiet -e '.[test]'
+	touch $(STAMP)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: venv
+	$(BIN)/python -m pytest -q -n 2
+
+quick: venv
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not fuzz"
+
+# Random cases at any length: make fuzz N=100000
+N ?= 2000
+fuzz: venv
+	CE_FX_FUZZ_EXAMPLES=$(N) $(BIN)/python -m pytest -q -n 2 -m fuzz --timeout 0
+
+demo: venv
+	OMP_NUM_THREADS=2 $(BIN)/python -m examples.demo
+
+bench: venv
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.resnet18 --all
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.conv_einsum_cp
+
+bench-quick: venv
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.resnet18 --size 64 --rounds 3
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.conv_einsum_cp --rounds 3
+
+clean:
+	rm -rf .venv build dist
