@@ -45,11 +45,15 @@ def kind_of(step: Step, network: Network) -> Kind:
 
 
 def left_is_larger(step: Step, network: Network) -> bool:
-    """Whether the left side is the one to treat as the features: it has them, or else more elements."""
+    """Whether the left side is the one to treat as the features: it has them, or else more elements.
+
+    Of two equals it is the one with the first operand, so that a step does not depend on the order of its sides.
+    """
     sides = {axis.features_left for axis in step.joined} - {None}
     if sides:
         return True in sides
-    return network.size(step.left) >= network.size(step.right)
+    left, right = network.size(step.left), network.size(step.right)
+    return left > right or (left == right and (step.left & -step.left) < (step.right & -step.right))
 
 
 def conv_family(channels: int, columns: int, groups: int, window: int) -> str:

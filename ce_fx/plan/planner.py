@@ -49,7 +49,7 @@ _OPTIMAL = 16  # the same where the user insists: about 20 s
 _CONNECTED = 14  # operands up to which every connected subset is searched
 _FEW = 1500  # connected subsets that are searched whatever they cost
 _STARTS = 64
-_IMPROVED = 6  # greedy trees that are improved
+_IMPROVED = {"flops": 6, "memory": 6, "time": 2}  # greedy trees that are improved
 _SUBTREE = {"flops": 8, "memory": 8, "time": 6}  # leaves of a subtree that is searched exactly
 
 
@@ -203,7 +203,7 @@ def _solve(network: Network, goal: Goal, known: Sequence[Splits], optimize: str,
 def _improved(network: Network, goal: Goal, known: Sequence[Splits], objective: str) -> Splits:
     """The best of many greedy trees, each of the better ones improved by exact searches of its subtrees."""
     count = max(4, min(_STARTS, 60_000 // network.n**2))
-    trees = [*known, *starts(network, goal, count)[:_IMPROVED]]
+    trees = [*known, *starts(network, goal, count)[: _IMPROVED[objective]]]
     if goal.limit is not None and not any(goal.total(tree) < inf for tree in trees):
         trees.append(_improved(network, peak_goal(network), known, "memory"))
     fitting = [tree for tree in trees if goal.total(tree) < inf]
