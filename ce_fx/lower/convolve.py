@@ -20,8 +20,8 @@ from torch.fx import Graph, Node
 
 from ce_fx.algebra import Index
 from ce_fx.lower.multiply import CONVS
-from ce_fx.lower.padding import Dim, cropped_or_padded, unfolded
-from ce_fx.lower.value import Letter, Letters, LoweringError, Value, arranged, split
+from ce_fx.lower.padding import Dim, Pad, cropped_or_padded, unfolded
+from ce_fx.lower.value import Letter, Letters, Value, arranged, dense, split
 from ce_fx.plan.grid import Grid
 from ce_fx.plan.kinds import left_is_larger
 from ce_fx.plan.network import Network
@@ -43,17 +43,16 @@ def slide(graph: Graph, network: Network, step: Step, larger: Value, smaller: Va
             larger, smaller = _contract_shifts(graph, number, _merge_dim(*grids), larger, smaller)
         elif axis.features_left is left:
             dims[number] = _slide_dim(network, number, *grids)
-        elif network.axes[number].window.transposed:
-            raise LoweringError("a transposed convolution in a step where each side has features for the other")
         else:
             dim = _slide_dim(network, number, grids[1], grids[0], grids[2])
-            smaller, larger = _contract_windows(graph, number, dim, smaller, larger)
+            contract = _contract_shifts if network.axes[number].window.transposed else _contract_windows
+            smaller, larger = contract(graph, number, dim, smaller, larger)
     transposed = {axis for axis in dims if network.axes[axis].window.transposed}
     plain = sorted(set(dims) - transposed, key=lambda axis: -dims[axis].kernel)
     for number in plain[0 if transposed else 3 :]:
         larger, smaller = _contract_windows(graph, number, dims.pop(number), larger, smaller)
-    if len(dims) > 3:
-        raise LoweringError("a transposed convolution along more than three axes")
+    for number in sorted(transposed, key=lambda axis: -dims[axis].kernel)[3:]:
+        larger, smaller = _contract_shifts(graph, number, dims.pop(number), larger, smaller)
     return _convolution(graph, step, larger, smaller, dims, _transposed_call if transposed else _plain_call)
 
 
@@ -109,7 +108,7 @@ def _convolution(graph: Graph, step: Step, x: Value, w: Value, dims: Mapping[int
     )
     kernel: list[Letters] = [place if _joined(place, dims) else () for place in places]
     matrix = [groups + channels, outs] if call is _transposed_call else [groups + outs, channels]
-    weight = arranged(graph, w, [*matrix, *kernel])
+    weight = dense(graph, arranged(graph, w, [*matrix, *kernel]))
     plan = [dims[place[0]] if _joined(place, dims) else _through(x, place) for place in places]
     node = call(graph, features.node, weight, plan, prod(x.size(letter) for letter in groups))
     lengths = {**w.lengths, **x.lengths, **{axis: dim.out for axis, dim in dims.items()}}
@@ -146,8 +145,8 @@ def _through(x: Value, place: Letters) -> Dim:
 def _plain_call(graph: Graph, x: Node, w: Node, dims: Sequence[Dim], groups: int) -> Node:
     """torch.conv1d/2d/3d: symmetric padding goes into the call, the rest is padded or cropped before."""
     inside = [dim.symmetric for dim in dims]
-    rest = [dim.outside(pad) for dim, pad in zip(dims, inside, strict=True)]
-    x = cropped_or_padded(graph, x, rest, [dim.length for dim in dims], any(dim.circular for dim in dims))
+    outside = [Pad(dim.length, *dim.outside(pad), dim.circular) for dim, pad in zip(dims, inside, strict=True)]
+    x = cropped_or_padded(graph, x, outside)
     given = {
         "stride": [dim.stride for dim in dims],
         "padding": inside,
@@ -159,7 +158,7 @@ def _plain_call(graph: Graph, x: Node, w: Node, dims: Sequence[Dim], groups: int
 
 def _transposed_call(graph: Graph, x: Node, w: Node, dims: Sequence[Dim], groups: int) -> Node:
     """torch.conv_transpose1d/2d/3d, whose result is cropped or padded to the positions that are wanted."""
-    paddings, extras, rest, lengths = [], [], [], []
+    paddings, extras, rest = [], [], []
     for dim in dims:
         full = (dim.length - 1) * dim.stride + dim.extent
         start = -dim.left  # the first wanted position of the full result
@@ -167,8 +166,7 @@ def _transposed_call(graph: Graph, x: Node, w: Node, dims: Sequence[Dim], groups
         fits = start >= 0 and 0 <= extra < max(dim.stride, dim.dilation) and full - 2 * start + extra > 0
         paddings.append(start if fits else 0)
         extras.append(extra if fits else 0)
-        rest.append((0, 0) if fits else (-start, dim.out + start - full))
-        lengths.append(dim.out if fits else full)
+        rest.append(Pad(dim.out) if fits else Pad(full, -start, dim.out + start - full))
     given = {
         "stride": [dim.stride for dim in dims],
         "padding": paddings,
@@ -177,7 +175,7 @@ def _transposed_call(graph: Graph, x: Node, w: Node, dims: Sequence[Dim], groups
         "dilation": [dim.dilation for dim in dims],
     }
     node = graph.call_function(TRANSPOSED[len(dims)], (x, w), _short(given))
-    return cropped_or_padded(graph, node, rest, lengths, circular=False)
+    return cropped_or_padded(graph, node, rest)
 
 
 def _short(given: dict[str, Any]) -> dict[str, Any]:
@@ -196,16 +194,19 @@ def _contract_windows(graph: Graph, axis: int, dim: Dim, x: Value, w: Value) -> 
     tap = Index(f"tap.{axis}", dim.kernel)
     x = split(graph, x)
     place = x.dims.index((axis,))
-    pads = [(dim.left, dim.right) if n == place else (0, 0) for n in range(len(x.dims))]
-    lengths = [x.size(d[0]) for d in x.dims]
-    node = cropped_or_padded(graph, x.node, pads, lengths, dim.circular)
+    pads = [Pad(x.size(d[0])) for d in x.dims]
+    pads[place] = Pad(dim.length, dim.left, dim.right, dim.circular)
+    node = cropped_or_padded(graph, x.node, pads)
     node = unfolded(graph, node, place, dim)
     opened = Value(node, (*x.dims, (tap,)), {**x.lengths, axis: dim.out})
     return opened, _renamed(w, axis, tap)
 
 
 def _contract_shifts(graph: Graph, axis: int, dim: Dim, a: Value, b: Value) -> tuple[Value, Value]:
-    """Two kernels along an axis: `sum over k of a[m - k] * b[k]` is b, reversed, sliding over the padded a."""
+    """An axis along which positions add up, `sum of a[i] * b[k] over stride*i + dilation*k = m - left`, contracted.
+
+    That is b, reversed, sliding over a with zeros put between its positions: two kernels, or a transposed convolution.
+    """
     a = split(graph, a)
     place = a.dims.index((axis,))
     node, length = a.node, dim.length
@@ -216,7 +217,7 @@ def _contract_shifts(graph: Graph, axis: int, dim: Dim, a: Value, b: Value) -> t
         node = graph.call_function(torch.flatten, (node, place, place + 1))
         length *= dim.stride
     reach = dim.extent - 1
-    spread = Dim(1, dim.dilation, reach, length, dim.out, dim.kernel)
+    spread = Dim(1, dim.dilation, reach + dim.left, length, dim.out, dim.kernel)
     b = split(graph, b)
     reversed_b = graph.call_function(torch.flip, (b.node, [b.dims.index((axis,))]))
     lengths = {**a.lengths, axis: length}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch.fx import Graph, Node
 
-from ce_fx.lower.value import Letter, Letters, Value, arranged
+from ce_fx.lower.value import Letter, Letters, Value, arranged, dense
 from ce_fx.plan.network import Network
 from ce_fx.plan.tree import Step
 
@@ -89,7 +89,7 @@ def pixels(graph: Graph, network: Network, step: Step, larger: Value, smaller: V
     lead = tuple(x for x in rows if not isinstance(x, int))
     dims: list[Letters] = [(x,) for x in spatial] if len(spatial) <= 3 else [spatial]
     x = arranged(graph, larger, [lead, summed, *dims])
-    w = arranged(graph, smaller, [columns, summed, *(() for _ in dims)])
+    w = dense(graph, arranged(graph, smaller, [columns, summed, *(() for _ in dims)]))
     node = graph.call_function(CONVS[len(dims)], (x, w))
     return Value(node, (lead, columns, *dims), larger.lengths)
 

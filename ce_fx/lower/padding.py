@@ -64,42 +64,49 @@ class Dim:
         return span >= 0 and span // self.stride + 1 == self.out
 
 
-def cropped_or_padded(
-    graph: Graph, node: Node, pads: Sequence[tuple[int, int]], lengths: Sequence[int], circular: bool
-) -> Node:
-    """Pad the last dims of a tensor by (left, right) each; negative amounts crop, which is a view.
+@dataclass(frozen=True)
+class Pad:
+    """How one dim of a given length is padded, or cropped where negative; circular repeats the tensor, else zeros."""
+
+    length: int
+    left: int = 0
+    right: int = 0
+    circular: bool = False
+
+
+def cropped_or_padded(graph: Graph, node: Node, pads: Sequence[Pad]) -> Node:
+    """Pad the last dims of a tensor; negative amounts crop, which is a view.
 
     Args:
         graph: where to emit.
         node: a tensor whose last `len(pads)` dims are padded.
         pads: for each of them.
-        lengths: their sizes.
-        circular: repeat the tensor instead of padding zeros.
     """
     count = len(pads)
-    if circular:
-        for place, ((left, right), length) in enumerate(zip(pads, lengths, strict=True)):
-            if left or right:
-                node = _wrapped(graph, node, place - count, left, right, length)
-        return node
-    for place, ((left, right), length) in enumerate(zip(pads, lengths, strict=True)):
-        start, cut = max(0, -left), max(0, -left) + max(0, -right)
-        if cut:
-            node = graph.call_function(torch.narrow, (node, place - count, start, max(0, length - cut)))
-    amounts = [amount for left, right in reversed(pads) for amount in (max(0, left), max(0, right))]
+    zeros = []
+    for place, pad in enumerate(pads):
+        if pad.circular and (pad.left or pad.right):
+            node = _wrapped(graph, node, place - count, pad)
+        first, last = max(0, -pad.left), min(pad.length, pad.length + pad.right)
+        kept = pad.length if pad.circular else max(0, last - first)
+        if kept < pad.length:
+            node = graph.call_function(torch.narrow, (node, place - count, min(first, pad.length), kept))
+        left = 0 if pad.circular else max(0, pad.left)
+        zeros.append((left, 0 if pad.circular else pad.left + pad.length + pad.right - kept - left))
+    amounts = [amount for pair in reversed(zeros) for amount in pair]
     while len(amounts) > 2 and amounts[-2:] == [0, 0]:
         amounts = amounts[:-2]
     return graph.call_function(torch.nn.functional.pad, (node, amounts)) if any(amounts) else node
 
 
-def _wrapped(graph: Graph, node: Node, dim: int, left: int, right: int, length: int) -> Node:
+def _wrapped(graph: Graph, node: Node, dim: int, pad: Pad) -> Node:
     """Positions `-left .. length + right` of the endless repetition of a tensor along a dim."""
     pieces = []
-    position, end = -left, length + right
+    position, end = -pad.left, pad.length + pad.right
     while position < end:
-        start = position % length
-        size = min(length - start, end - position)
-        whole = start == 0 and size == length
+        start = position % pad.length
+        size = min(pad.length - start, end - position)
+        whole = start == 0 and size == pad.length
         pieces.append(node if whole else graph.call_function(torch.narrow, (node, dim, start, size)))
         position += size
     return graph.call_function(torch.cat, (pieces, dim)) if len(pieces) > 1 else pieces[0]

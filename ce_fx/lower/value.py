@@ -69,6 +69,20 @@ def arranged(graph: Graph, value: Value, dims: Sequence[Letters]) -> Node:
     return graph.call_function(torch.reshape, (value.node, shape_of(value, target)))
 
 
+_DENSE = (torch.mm, torch.bmm, torch.conv1d, torch.conv2d, torch.conv3d)
+
+
+def dense(graph: Graph, node: Node) -> Node:
+    """A kernel that torch's convolutions can take: contiguous.
+
+    The backward of torch's plain CPU convolution (float64) refuses a permuted kernel. An operand that is used as it
+    was given is left alone, and so is the result of an op that is contiguous anyway.
+    """
+    if node.op == "placeholder" or node.target in _DENSE:
+        return node
+    return graph.call_method("contiguous", (node,))
+
+
 def split(graph: Graph, value: Value) -> Value:
     """One letter a dim."""
     dims = tuple((letter,) for letter in value.letters)
