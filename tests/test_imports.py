@@ -1,0 +1,117 @@
+"""Imports follow the data: capture, lift, algebra, plan, lower, report; no arrow points back.
+
+Read from the source, so that an import inside a function or under TYPE_CHECKING counts as well.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ce_fx"
+
+# What each room may import besides itself and the leaves. The front doors, modules of ce_fx/ itself, see every room.
+MAY_IMPORT = {
+    "algebra": set(),
+    "plan": {"algebra"},
+    "capture": set(),
+    "lift": {"algebra", "capture"},
+    "lower": {"algebra", "plan"},
+    "tune": {"algebra", "plan", "lower"},
+    "report": {"algebra", "plan"},
+    "nn": {"algebra", "plan", "lower"},
+}
+LEAVES = {"errors", "options"}
+NO_TORCH = {"algebra", "plan"}
+HEAVY = {"networkx", "cotengra", "matplotlib", "tensorly", "tltorch", "peft"}
+
+
+def imported(source, module):
+    """Dotted names that a module imports, `from a import b` as `a.b`, relative ones resolved."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")[: -node.level] if node.level else []
+            base += node.module.split(".") if node.module else []
+            names += [".".join([*base, alias.name]) for alias in node.names]
+    return names
+
+
+def faults(source, module):
+    """Each import of a module that points back or leaves its room's bounds, as a sentence."""
+    room = module.split(".")[1]
+    allowed = LEAVES if room in LEAVES else MAY_IMPORT.get(room, set()) | LEAVES | {room}
+    found = []
+    for name in imported(source, module):
+        head, *rest = name.split(".")
+        if head == "torch" and room in NO_TORCH:
+            found.append(f"{module} imports {name}: {room}/ knows no torch")
+        if head == "ce_fx" and (not rest or rest[0] not in allowed):
+            found.append(f"{module} imports {name}: {room} may import {sorted(allowed)} only")
+    return found
+
+
+def module_of(path):
+    """`ce_fx/plan/grid.py` is `ce_fx.plan.grid`; an `__init__` keeps its name, so that `.` means its package."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+def files(room):
+    return sorted((PACKAGE / room).rglob("*.py")) if (PACKAGE / room).is_dir() else [PACKAGE / f"{room}.py"]
+
+
+@pytest.mark.parametrize("room", [*MAY_IMPORT, *sorted(LEAVES)])
+def test_no_arrow_points_back(room):
+    present = [path for path in files(room) if path.exists()]
+    if not present:
+        pytest.skip(f"ce_fx has no {room} yet")
+    assert [fault for path in present for fault in faults(path.read_text(), module_of(path))] == []
+
+
+def test_every_room_has_its_line_here():
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "named"),
+    [
+        ("ce_fx.algebra.index", "import torch", "torch"),
+        ("ce_fx.plan.grid", "def f():\n    from torch.fx import Node", "torch.fx.Node"),
+        ("ce_fx.algebra.index", "from ce_fx.plan.grid import Grid", "ce_fx.plan.grid.Grid"),
+        ("ce_fx.plan.grid", "from ..lower import emit", "ce_fx.lower.emit"),
+        ("ce_fx.lift.rules.__init__", "from ...plan import grid", "ce_fx.plan.grid"),
+        ("ce_fx.lower.emit", "if TYPE_CHECKING:\n    from ce_fx import lift", "ce_fx.lift"),
+        ("ce_fx.capture.reading", "import ce_fx.lift.regions", "ce_fx.lift.regions"),
+        ("ce_fx.report.report", "import ce_fx", "ce_fx"),
+        ("ce_fx.errors", "from ce_fx.algebra import Index", "ce_fx.algebra.Index"),
+    ],
+)
+def test_a_planted_arrow_is_found(module, source, named):
+    (fault,) = faults(source, module)
+    assert fault.startswith(f"{module} imports {named}:")
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("ce_fx.plan.grid", "from ce_fx.algebra import Index\nfrom .tree import Step\nimport math"),
+        ("ce_fx.algebra.parser", "from ce_fx.errors import ExpressionError"),
+        ("ce_fx.lower.emit", "import torch\nfrom ce_fx.plan.plan import Plan"),
+    ],
+)
+def test_what_follows_the_data_is_allowed(module, source):
+    assert faults(source, module) == []
+
+
+def test_import_is_light():
+    """Planners and plotters beyond what torch itself imports wait until they are used."""
+    code = "import sys, ce_fx; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "ce_fx" in loaded
+    assert loaded & HEAVY == set()
