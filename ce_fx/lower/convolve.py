@@ -30,7 +30,7 @@ from ce_fx.plan.tree import AxisStep, Step
 TRANSPOSED = {1: torch.conv_transpose1d, 2: torch.conv_transpose2d, 3: torch.conv_transpose3d}
 
 
-def slide(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value) -> Value:
+def slide(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
     """Features (the larger side) meet a kernel: a convolution, its groups the indices that both sides keep.
 
     Axes along which the smaller side has the features, or both are kernels, are unfolded first.
@@ -56,7 +56,7 @@ def slide(graph: Graph, network: Network, step: Step, larger: Value, smaller: Va
     return _convolution(graph, step, larger, smaller, dims, _transposed_call if transposed else _plain_call)
 
 
-def merge(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value) -> Value:
+def merge(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
     """Two kernels become one: `w[k] = sum over k = k1 + k2 of a[k1] * b[k2]`, a full convolution.
 
     torch's transposed convolution computes exactly that, without a flip; dilations become its stride and dilation.

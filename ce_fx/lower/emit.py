@@ -15,11 +15,11 @@ from torch.fx import Graph, Node
 from ce_fx.algebra import Index, flat
 from ce_fx.lower.convolve import merge, slide
 from ce_fx.lower.multiply import batched, matrix, pixels, product
-from ce_fx.lower.value import Letters, LoweringError, Value, arranged, shape_of, split
+from ce_fx.lower.value import Letter, Letters, LoweringError, Value, arranged, shape_of, split
 from ce_fx.plan.kinds import kind_of, left_is_larger
 from ce_fx.plan.network import Network
 from ce_fx.plan.plan import Plan
-from ce_fx.plan.tree import Tree, step_of, subset_of
+from ce_fx.plan.tree import Step, Tree, step_of, subset_of
 
 __all__ = ["LoweringError", "emit"]
 
@@ -57,17 +57,47 @@ def emit(plan: Plan, graph: Graph, leaves: Sequence[Node]) -> Node:
         _operand(network, graph, n, node, network.term.coefficient if n == scaled else 1)
         for n, node in enumerate(leaves)
     ]
-    return _finish(network, graph, _emit_tree(plan.tree, network, graph, values))
+    outs = {axis.window.out: a for a, axis in enumerate(network.axes)}
+    wish = tuple(outs.get(index, index) for index in flat(network.output))
+    return _finish(network, graph, _emit_tree(plan.tree, network, graph, values, wish))
 
 
-def _emit_tree(tree: Tree, network: Network, graph: Graph, values: Sequence[Value]) -> Value:
+def _emit_tree(tree: Tree, network: Network, graph: Graph, values: Sequence[Value], wish: Letters) -> Value:
+    """Emit a tree from its leaves up; the order of letters that a result should have is handed down."""
     if isinstance(tree, int):
         return values[tree]
-    left = _emit_tree(tree[0], network, graph, values)
-    right = _emit_tree(tree[1], network, graph, values)
     step = step_of(network, subset_of(tree[0]), subset_of(tree[1]))
-    larger, smaller = (left, right) if left_is_larger(step, network) else (right, left)
-    return EMITTERS[kind_of(step, network)](graph, network, step, larger, smaller)
+    first = left_is_larger(step, network)
+    sides = (tree[0], tree[1]) if first else (tree[1], tree[0])
+    wishes = _wishes(step, kind_of(step, network), first, wish)
+    larger, smaller = (
+        _emit_tree(side, network, graph, values, wished) for side, wished in zip(sides, wishes, strict=True)
+    )
+    return EMITTERS[kind_of(step, network)](graph, network, step, larger, smaller, wish)
+
+
+def _wishes(step: Step, kind: str, left_first: bool, wish: Letters) -> tuple[Letters, Letters]:
+    """In which order a step reads the letters of its larger and of its smaller side without moving them.
+
+    Features as [lead, batch, summed, axes], kernels as [batch, columns, summed, axes]; a product reads both in the
+    order of its result.
+    """
+    rank = {letter: n for n, letter in enumerate(wish)}
+
+    def by_wish(*letters: Letter) -> Letters:
+        return tuple(sorted(letters, key=lambda letter: rank.get(letter, len(rank))))
+
+    sides = (step.left_free, step.left_axes), (step.right_free, step.right_axes)
+    (rows, axes), (columns, other_axes) = sides if left_first else sides[::-1]
+    if kind == "mul":
+        return by_wish(*step.batch, *rows, *axes), by_wish(*step.batch, *columns, *other_axes)
+    batch, summed, joined = by_wish(*step.batch), tuple(step.contracted), tuple(axis.axis for axis in step.joined)
+    features = (*by_wish(*rows), *batch, *summed, *by_wish(*axes, *joined))
+    if kind in ("mm", "bmm") and not axes:
+        features = (*batch, *by_wish(*rows), *summed)
+        if not (wish and wish[-1] in rows):  # rows @ columns, else columns @ rows: see `matrix`
+            return features, (*batch, *summed, *by_wish(*columns, *other_axes))
+    return features, (*batch, *by_wish(*columns, *other_axes), *summed, *by_wish(*joined))
 
 
 def _scaled_leaf(network: Network) -> int:

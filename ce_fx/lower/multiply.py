@@ -14,20 +14,10 @@ from ce_fx.plan.tree import Step
 CONVS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 
 
-def product(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value) -> Value:
-    """Broadcast multiply: the smaller's own letters go before the larger's convolution axes, its axes to the end.
-
-    The result keeps the larger's order, so that the larger is not moved.
-    """
-    extra = [x for x in smaller.letters if x not in larger.letters]
-    ordinary = [x for x in extra if not isinstance(x, int)]
-    place = next((n for n, x in enumerate(larger.letters) if isinstance(x, int)), len(larger.letters))
-    order = (
-        *larger.letters[:place],
-        *ordinary,
-        *larger.letters[place:],
-        *(x for x in extra if isinstance(x, int)),
-    )
+def product(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
+    """Broadcast multiply, with the result's letters in the order that is wished for; operands are read by views."""
+    held = {*larger.letters, *smaller.letters}
+    order = tuple(x for x in wish if x in held)
     sides = []
     for value in (larger, smaller):
         held = set(value.letters)
@@ -36,8 +26,10 @@ def product(graph: Graph, network: Network, step: Step, larger: Value, smaller: 
     return Value(graph.call_function(torch.mul, tuple(sides)), tuple((x,) for x in order), lengths)
 
 
-def matrix(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value) -> Value:
-    """One matmul, `[rows, K] @ [K, columns]`; an operand that is stored the other way round is read transposed.
+def matrix(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
+    """One matmul, `[rows, K] @ [K, columns]`, or transposed where the rows are wished for last.
+
+    An operand that is stored the other way round is read transposed.
 
     Where K lies between the larger's rows, the leading ones become a batch, and `[columns, K] @ [B, K, rows]` is
     taken: the large operand is not moved.
@@ -52,16 +44,20 @@ def matrix(graph: Graph, network: Network, step: Step, larger: Value, smaller: V
             x = arranged(graph, larger, [lead, summed, tail])
             w = arranged(graph, smaller, [columns, summed])
             return Value(graph.call_function(torch.matmul, (w, x)), (lead, columns, tail), lengths)
+    if wish and wish[-1] in rows:
+        a = _two_dims(graph, smaller, columns, summed)
+        b = _two_dims(graph, larger, summed, rows)
+        return Value(graph.call_function(torch.mm, (a, b)), (columns, rows), lengths)
     a = _two_dims(graph, larger, rows, summed)
     b = _two_dims(graph, smaller, summed, columns)
     return Value(graph.call_function(torch.mm, (a, b)), (rows, columns), lengths)
 
 
-def batched(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value) -> Value:
+def batched(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
     """A batched matmul over the indices that both sides keep.
 
     With convolution axes at the larger's end it is `[batch, columns, K] @ [.., batch, K, pixels]`, so that they stay
-    at the end; else `[batch, rows, K] @ [batch, K, columns]`.
+    at the end; else `[batch, rows, K] @ [batch, K, columns]`, or transposed where the rows are wished for last.
     """
     batch, summed = _in_order(larger, step.batch), _in_order(larger, step.contracted)
     shared = {*batch, *summed}
@@ -76,12 +72,16 @@ def batched(graph: Graph, network: Network, step: Step, larger: Value, smaller: 
             return Value(graph.call_function(torch.matmul, (w, x)), (lead, batch, columns, pixels_last), lengths)
         x = arranged(graph, larger, [batch, summed, pixels_last])
         return Value(graph.call_function(torch.bmm, (w, x)), (batch, columns, pixels_last), lengths)
+    if wish and wish[-1] in rows:
+        w = arranged(graph, smaller, [batch, columns, summed])
+        x = arranged(graph, larger, [batch, summed, rows])
+        return Value(graph.call_function(torch.bmm, (w, x)), (batch, columns, rows), lengths)
     x = arranged(graph, larger, [batch, rows, summed])
     w = arranged(graph, smaller, [batch, summed, columns])
     return Value(graph.call_function(torch.bmm, (x, w)), (batch, rows, columns), lengths)
 
 
-def pixels(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value) -> Value:
+def pixels(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
     """A matrix applied at every position: a 1x1 convolution."""
     summed = _in_order(larger, step.contracted)
     rows, columns = _others(larger, summed), _others(smaller, summed)

@@ -5,7 +5,7 @@
     merge     a convolution axis joins two kernels                        conv_transpose (a full convolution)
     mul       nothing is summed and no axis joins                         broadcast multiply
     bmm       an index is in both and kept                                batched matmul
-    pixels    the larger side has convolution axes, the other is a matrix 1x1 convolution
+    pixels    the larger side has features, the other is a matrix         1x1 convolution
     mm        otherwise                                                   one matmul
 
 `[b,s,h,w] x [s,t]` is "pixels"; `[b,s] x [s,t]` is "mm"; `[b,g,s,h] x [g,s,t]` is "bmm"; `[r,h] x [r,w]` with r kept
@@ -33,15 +33,10 @@ def kind_of(step: Step, network: Network) -> Kind:
         return "mul"
     if step.batch:
         return "bmm"
-    larger, smaller = (
-        (step.left_axes, step.right_axes)
-        if left_is_larger(step, network)
-        else (
-            step.right_axes,
-            step.left_axes,
-        )
-    )
-    return "pixels" if larger and not smaller else "mm"
+    sides = (step.left, step.left_axes), (step.right, step.right_axes)
+    (large, axes), (_, other_axes) = sides if left_is_larger(step, network) else sides[::-1]
+    features = any(large >> network.axes[axis].features & 1 for axis in axes)
+    return "pixels" if features and not other_axes else "mm"
 
 
 def left_is_larger(step: Step, network: Network) -> bool:

@@ -176,8 +176,9 @@ def test_a_channel_matrix_on_features_leaves_their_positions_where_they_are():
         (Factor(0, axes(B, S, i)), Factor(1, axes(R, S)), Factor(2, axes(R, k))), (Window(i, o, (Tap(k),), 1, 1),)
     )
     code = code_of(term, axes(B, R, o), ((0, 1), 2))
-    assert code[1].startswith("conv1d = torch.conv1d(x0, reshape")
-    assert "groups = 2" in code[3] and not any("permute" in line for line in code)
+    calls = [line for line in code if "torch.conv1d" in line]
+    assert calls[0].startswith("conv1d = torch.conv1d(x0, ") and calls[1].startswith("conv1d_1 = torch.conv1d(conv1d, ")
+    assert "groups = 2" in calls[1] and not any("permute" in line for line in code)
 
 
 def test_two_kernels_merge_by_a_transposed_convolution():
@@ -264,3 +265,23 @@ def test_two_symbolic_sizes_in_one_reshape_are_refused():
     term = Term((Factor(0, axes(b, c, S, i)), Factor(1, axes(T, S, k))), (Window(i, o, (Tap(k),), 1, 1),))
     with pytest.raises(LoweringError, match="symbolic"):
         lower(term, axes(b, c, T, o), (0, 1))
+
+
+def test_an_intermediate_is_made_in_the_order_in_which_it_is_read():
+    i, j, k = (Index(name, 4) for name in "ijk")
+    a, b, c = (Index(name, 8) for name in "abc")
+    z = Index("z", 64)
+    factors = (Factor(0, axes(z, i, j, k)), Factor(1, axes(i, a)), Factor(2, axes(j, b)), Factor(3, axes(k, c)))
+    code = code_of(Term(factors), axes(z, a, b, c), ((0, 3), (1, 2)))
+    moved = [line for line in code if "permute" in line and any(large in line for large in ("x0", "(mm,"))]
+    assert len([line for line in code if "torch.mm(" in line]) == 2 and not moved
+
+
+def test_a_chain_of_matrices_is_a_chain_of_mm():
+    i, j, k, m = Index("i", 9), Index("j", 3), Index("k", 9), Index("m", 3)
+    term = Term((Factor(0, axes(i, j)), Factor(1, axes(j, k)), Factor(2, axes(k, m))))
+    assert code_of(term, axes(i, m), (0, (1, 2))) == [
+        "mm = torch.mm(x1, x2)",
+        "mm_1 = torch.mm(x0, mm)",
+        "return mm_1",
+    ]
