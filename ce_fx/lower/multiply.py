@@ -8,6 +8,7 @@ import torch
 from torch.fx import Graph, Node
 
 from ce_fx.lower.value import Letter, Letters, Value, arranged, dense
+from ce_fx.plan.kinds import MANY
 from ce_fx.plan.network import Network
 from ce_fx.plan.tree import Step
 
@@ -40,7 +41,7 @@ def matrix(graph: Graph, network: Network, step: Step, larger: Value, smaller: V
     if larger.letters not in ((*rows, *summed), (*summed, *rows)) and columns:
         start = larger.letters.index(summed[0])
         lead, tail = larger.letters[:start], larger.letters[start + len(summed) :]
-        if larger.letters == (*lead, *summed, *tail) and _elements(larger, tail) >= 16:
+        if larger.letters == (*lead, *summed, *tail) and _elements(larger, tail) >= MANY:
             x = arranged(graph, larger, [lead, summed, tail])
             w = arranged(graph, smaller, [columns, summed])
             return Value(graph.call_function(torch.matmul, (w, x)), (lead, columns, tail), lengths)

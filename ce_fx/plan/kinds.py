@@ -5,7 +5,7 @@
     merge     a convolution axis joins two kernels                        conv_transpose (a full convolution)
     mul       nothing is summed and no axis joins                         broadcast multiply
     bmm       an index is in both and kept                                batched matmul
-    pixels    the larger side has features, the other is a matrix         1x1 convolution
+    pixels    the larger side has many positions, the other is a matrix   1x1 convolution
     mm        otherwise                                                   one matmul
 
 `[b,s,h,w] x [s,t]` is "pixels"; `[b,s] x [s,t]` is "mm"; `[b,g,s,h] x [g,s,t]` is "bmm"; `[r,h] x [r,w]` with r kept
@@ -24,6 +24,10 @@ from ce_fx.plan.tree import Step
 
 Kind: TypeAlias = Literal["slide", "merge", "mul", "bmm", "pixels", "mm"]
 
+MANY = 16
+"""Positions from which a matrix is applied at each of them in place; fewer are moved into the rows of one matmul, as
+those of a kernel are: a batch of tiny matrix products is slower than the copy."""
+
 
 def kind_of(step: Step, network: Network) -> Kind:
     """The kind of a step; see the module's table, which is tried from the top."""
@@ -33,10 +37,11 @@ def kind_of(step: Step, network: Network) -> Kind:
         return "mul"
     if step.batch:
         return "bmm"
-    sides = (step.left, step.left_axes), (step.right, step.right_axes)
-    (large, axes), (_, other_axes) = sides if left_is_larger(step, network) else sides[::-1]
-    features = any(large >> network.axes[axis].features & 1 for axis in axes)
-    return "pixels" if features and not other_axes else "mm"
+    sides = step.left_axes, step.right_axes
+    axes, other_axes = sides if left_is_larger(step, network) else sides[::-1]
+    both = step.left | step.right
+    positions = prod(network.axis_length(axis, both) for axis in axes)
+    return "pixels" if axes and not other_axes and positions >= MANY else "mm"
 
 
 def left_is_larger(step: Step, network: Network) -> bool:

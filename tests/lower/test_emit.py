@@ -171,7 +171,7 @@ def test_nothing_summed_is_a_broadcast_multiply():
 
 
 def test_a_channel_matrix_on_features_leaves_their_positions_where_they_are():
-    i, o, k = Index("h", 6), Index("o", 6), Index("k", 3)
+    i, o, k = Index("h", 20), Index("o", 20), Index("k", 3)
     term = Term(
         (Factor(0, axes(B, S, i)), Factor(1, axes(R, S)), Factor(2, axes(R, k))), (Window(i, o, (Tap(k),), 1, 1),)
     )
@@ -179,6 +179,14 @@ def test_a_channel_matrix_on_features_leaves_their_positions_where_they_are():
     calls = [line for line in code if "torch.conv1d" in line]
     assert calls[0].startswith("conv1d = torch.conv1d(x0, ") and calls[1].startswith("conv1d_1 = torch.conv1d(conv1d, ")
     assert "groups = 2" in calls[1] and not any("permute" in line for line in code)
+
+
+def test_a_channel_matrix_on_a_kernel_is_one_mm():
+    i, o, k = Index("h", 20), Index("o", 20), Index("k", 3)
+    window = Window(i, o, (Tap(k),), 1, 1)
+    term = Term((Factor(0, axes(B, S, i)), Factor(1, axes(S, k, R)), Factor(2, axes(R, T))), (window,))
+    code = code_of(term, axes(B, T, o), (0, (1, 2)))
+    assert sum("torch.mm(" in line for line in code) == 1 and sum("conv1d(" in line for line in code) == 1
 
 
 def test_two_kernels_merge_by_a_transposed_convolution():
