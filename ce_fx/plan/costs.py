@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, TypeAlias
 
+from ce_fx.plan.kinds import ops_of
 from ce_fx.plan.network import Network
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import step_of
@@ -188,8 +189,6 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
     A step's ops depend on its sizes only, so they are priced once per `signature`. A step that multiply-adds at the
     fastest rate cannot afford is not priced at all.
     """
-    from ce_fx.plan.kinds import ops_of
-
     flops = _pair_flops(network)
     prices: dict[object, float] = {}
     slowest = 1 / model.fastest
@@ -213,11 +212,19 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
 
 
 def signature(network: Network, left: int, right: int) -> object:
-    """What the ops of a step depend on: the sizes of its kinds of indices, and the grids of its convolution axes."""
+    """What the ops of a step depend on: the sizes of its kinds of indices, and the grids of its convolution axes.
+
+    The side with the first operand counts as the left one, so that the order of the sides makes no difference.
+    """
+    if right & -right < left & -left:
+        left, right = right, left
     a, b, out = network.keep(left), network.keep(right), network.keep(left | right)
     masks = (a & b & out, a & b & ~out, a & ~b, b & ~a)
     axes = tuple(
-        (bool(left >> axis.features & 1), *(network.grid(n, subset) for subset in (left, right, left | right)))
+        (
+            (left >> axis.features & 1) - (right >> axis.features & 1),
+            *(network.grid(n, subset) for subset in (left, right, left | right)),
+        )
         for n, axis in enumerate(network.axes)
     )
     return tuple(map(network.prod, masks)), axes
