@@ -187,7 +187,8 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
     """Predicted seconds.
 
     A step's ops depend on its sizes only, so they are priced once per `signature`. A step that multiply-adds at the
-    fastest rate cannot afford is not priced at all.
+    fastest rate cannot afford is not priced at all. The side with the first operand is priced as the left one, as it
+    is in the trees that a search returns, so that the order of the sides makes no difference.
     """
     flops = _pair_flops(network)
     prices: dict[object, float] = {}
@@ -197,6 +198,8 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
     folds = Memo(lambda subset: mode == "fold" and foldable(network, subset))
 
     def step(left: int, right: int, room: Cost) -> Cost:
+        if right & -right < left & -left:  # one price for both orders of the sides
+            left, right = right, left
         weight = 1 / _FOLDED if folds[left | right] else 1
         bound = (least + flops(left, right) * slowest) * weight
         if bound >= room:
@@ -214,10 +217,8 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
 def signature(network: Network, left: int, right: int) -> object:
     """What the ops of a step depend on: the sizes of its kinds of indices, and the grids of its convolution axes.
 
-    The side with the first operand counts as the left one, so that the order of the sides makes no difference.
+    A kind of index that is there with size 1 is not one that is absent: the former makes a batched product.
     """
-    if right & -right < left & -left:
-        left, right = right, left
     a, b, out = network.keep(left), network.keep(right), network.keep(left | right)
     masks = (a & b & out, a & b & ~out, a & ~b, b & ~a)
     axes = tuple(
@@ -227,4 +228,5 @@ def signature(network: Network, left: int, right: int) -> object:
         )
         for n, axis in enumerate(network.axes)
     )
-    return tuple(map(network.prod, masks)), axes
+    first = (left & -left) < (right & -right)  # which of two equal sides is taken for the features
+    return tuple((mask != 0, network.prod(mask)) for mask in masks), axes, first

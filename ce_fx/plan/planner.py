@@ -24,11 +24,12 @@ from ce_fx.plan.greedy import greedy, reconfigure, starts
 from ce_fx.plan.network import Network
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.search import (
+    Found,
     SearchLimit,
+    components,
     connected,
     connected_sets,
     exact,
-    is_connected,
     neighbours,
     splits_table,
     tree_of,
@@ -214,19 +215,38 @@ def _improved(network: Network, goal: Goal, known: Sequence[Splits], objective: 
 def _without_outer_products(
     network: Network, goal: Goal, leaves: Sequence[int], cap: Cost
 ) -> tuple[Splits | None, bool]:
-    """A tree of connected intermediates that is cheaper than the cap, and whether the search went to its end."""
+    """A tree of connected intermediates that is cheaper than the cap, and whether the search went to its end.
+
+    Parts that have nothing in common are finished first and joined then: an outer product before that multiplies the
+    cost of every later step of the part.
+    """
+    parts = components(neighbours(network, leaves))  # the leaves are single operands: local sets are operand sets
+    if len(parts) > _EXACT:
+        return None, False
+    splits: dict[int, tuple[int, int]] = {}
+    for part in parts:
+        inside = [leaf for leaf in leaves if leaf & part]
+        try:
+            found = _connected(network, goal, inside, cap) if len(inside) > 1 else Found(0, {})
+        except SearchLimit:
+            return None, False
+        if found is None:
+            return None, True
+        splits.update(found.splits)
+    if len(parts) > 1:
+        found = exact(parts, goal, cap)
+        if found is None:
+            return None, True
+        splits.update(found.splits)
+    return (splits if goal.total(splits) < cap else None), True
+
+
+def _connected(network: Network, goal: Goal, leaves: Sequence[int], cap: Cost) -> Found | None:
+    """The search that suits the number of connected subsets."""
     linked = neighbours(network, leaves)
-    if not is_connected(linked):
-        return None, False
-    few = connected_sets(linked, _FEW) is not None
-    try:
-        if few or network.n > _CONNECTED:
-            found = connected(leaves, linked, goal, cap)
-        else:
-            found = exact(leaves, goal, cap, linked)
-    except SearchLimit:
-        return None, False
-    return (None if found is None else found.splits), True
+    if len(leaves) > _CONNECTED or connected_sets(linked, _FEW) is not None:
+        return connected(leaves, linked, goal, cap)
+    return exact(leaves, goal, cap, linked)
 
 
 def _hopeless(network: Network, goal: Goal) -> NoReturn:
