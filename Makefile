@@ -8,10 +8,14 @@ export OMP_NUM_THREADS ?= 1
 
 venv: $(STAMP)
 
-# torch first: another package that asks for it would pull a CUDA build of several GB.
+# torch first and from its index of CPU builds: PyPI's Linux wheels bring several GB of CUDA. An index that can't be
+# reached is skipped; `make venv TORCH_INDEX=` with nothing or with a CUDA index takes another build.
+# What torch itself needs comes with the second line, from the usual index.
+TORCH_INDEX ?=
+
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0 numpy
+	$(BIN)/pip install --quiet --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/pip install --quiet -e '.[test]'
 	touch $(STAMP)
 
