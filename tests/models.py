@@ -81,6 +81,8 @@ def factorized_conv(
     )
     with torch.no_grad():
         layer.weight.normal_(0, (2 / (9 * ins)) ** 0.5)
+        if layer.bias is not None:
+            layer.bias.normal_()  # tensorly-torch leaves it uninitialised
     return layer
 
 
