@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import (
     disable_proxy_modes_tracing,
@@ -90,7 +91,10 @@ def read(gm: GraphModule, example_inputs: Sequence[Any]) -> Reading:
 
     def run(*flat: Any) -> Any:
         reader = _Reader(gm, reading, mode, dict(zip(names, flat, strict=False)))
-        reader.run(*flat[len(names) :], enable_io_processing=False)
+        try:
+            reader.run(*flat[len(names) :], enable_io_processing=False)
+        finally:
+            reader.leave_autocast()
         return ()
 
     with mode, _ambient_restored():
@@ -112,6 +116,12 @@ class _Reader(Interpreter):
         proxies = get_proxy_mode()
         assert proxies is not None
         self.tracer = proxies.tracer
+        self.entered: dict[Node, torch.autocast] = {}
+
+    def leave_autocast(self) -> None:
+        """Leave what the graph entered and did not leave, the innermost first."""
+        while self.entered:
+            self.entered.popitem()[1].__exit__(None, None, None)
 
     def run_node(self, n: Node) -> Any:
         if n.op == "output":
@@ -136,6 +146,14 @@ class _Reader(Interpreter):
             raise NotImplementedError(f"{n.target} is opaque")
         if any(a in self.reading.failures and self.env.get(a) is _MISSING for a in n.all_input_nodes):
             raise RuntimeError("an operand could not be read")
+        if n.target is _enter_autocast:
+            # While a trace runs, torch notes its own entering function and does not do it: this mode does both.
+            self.entered[n] = torch.autocast(*self.fetch_args_kwargs_from_env(n)[0])
+            self.entered[n].__enter__()
+            return None
+        if n.target is _exit_autocast:
+            self.entered.pop(n.all_input_nodes[0]).__exit__(None, None, None)
+            return None
         if n.op == "get_attr" and str(n.target) in self.attributes:
             return self.attributes[str(n.target)]
         if n.op == "call_module":
