@@ -253,13 +253,13 @@ def fit(samples: Sequence[Sample], prior: Roofline) -> Roofline:
         )
     )
     start = np.array([prior.t0, prior.rate, prior.k0 or 0.1, prior.n0 or 0.1, prior.m0 or 0.1, prior.bandwidth])
-    low, high = start / 64, start * 64
+    low, high = start / 16, start * 16
 
     def loss(p: np.ndarray) -> float:
         thin = (1 + p[2] / reduce) * (1 + p[3] / columns) * (1 + p[4] / rows)
         error = np.log((p[0] + macs * thin / p[1] + data / p[5]) / seconds)
         robust = np.sqrt(1 + error**2) - 1  # soft L1: one odd instance does not bend the fit
-        return float(robust.mean() + 0.002 * (np.log(p / start) ** 2).mean())
+        return float(robust.mean() + 0.006 * (np.log(p / start) ** 2).mean())
 
     best, least = start, loss(start)
     factor = 2.0

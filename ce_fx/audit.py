@@ -39,7 +39,8 @@ def audit(
     training = model.training if train is None else train
     try:
         with undisturbed(fast), torch.set_grad_enabled(training):
-            fast.train(training)
+            if training != model.training:  # else a part that is frozen in the other mode stays frozen
+                fast.train(training)
             fast(*args, **(kwargs or {}))
     finally:
         undo(_session_of(fast).plain)

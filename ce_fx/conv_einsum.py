@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
-from ce_fx.algebra.parser import ParsedExpression, parse
+from ce_fx.algebra.parser import ParsedExpression, contracts, parse
 from ce_fx.errors import ExpressionError
 from ce_fx.lower.emit import LoweringError, emit
 from ce_fx.plan.network import Network, Operand
@@ -87,7 +87,7 @@ def conv_einsum(
 
 def _evaluate(string: str, operands: tuple[Tensor, ...], options: tuple[Any, ...]) -> Tensor:
     """Look the call up, plan it if it is new, and run it."""
-    operands = _autocasted(operands)
+    operands = _autocasted(string, operands)
     grad = torch.is_grad_enabled()
     try:
         leaves = tuple([(t.shape, t.dtype, t.device, grad and t.requires_grad) for t in operands])
@@ -251,13 +251,21 @@ def _needs_grad(operand: Tensor) -> bool:
     return torch.is_grad_enabled() and operand.requires_grad
 
 
-def _autocasted(operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Under autocast, operands in its dtype, as for `torch.einsum`: every plan then gives the same dtype."""
+def _autocasted(string: str, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Under autocast, operands in its dtype, as for `torch.einsum`: every plan then gives the same dtype.
+
+    A broadcast multiply and a sum are not autocast, neither there nor here.
+    """
     if not operands or not torch.is_autocast_enabled(getattr(operands[0], "device", torch.device("cpu")).type):
+        return operands
+    if not _contracts(string):
         return operands
     dtype = torch.get_autocast_dtype(operands[0].device.type)
     casts = (torch.float32, torch.float16, torch.bfloat16)
     return tuple(t.to(dtype) if t.dtype in casts else t for t in operands)
+
+
+_contracts = lru_cache(maxsize=_CACHED)(contracts)
 
 
 def _not_a_tensor(operands: Sequence[Any]) -> str:

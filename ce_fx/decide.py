@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -29,6 +28,7 @@ from ce_fx.plan.path_info import step_lines
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.planner import make_plan
 from ce_fx.plan.time_model import TimeModel
+from ce_fx.sizes import hint
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +123,6 @@ def _decide(region: Region, context: Context) -> Decision:
     if len(region.expression.terms[0].factors) == 2 and sum(op.macs > 0 for op in ops_of_nodes(region.ops)) <= 1:
         convolution = any(term.windows for term in region.expression.terms)
         return keep("one convolution" if convolution else "a single contraction")
-    if torch.is_autocast_enabled(leaves[0].device.type):
-        return keep("runs under autocast, which is not planned yet", "refused")
     try:
         plans = _plans(region.expression, region, context, leaves)
         module = candidate(plans, len(region.leaves))
@@ -211,7 +209,7 @@ def _grads(node: Node) -> int:
 
 def _elements(node: Node) -> int:
     value = node.meta["val"]
-    return prod(s if isinstance(s, int) else int(s.node.hint) for s in value.shape)
+    return prod(hint(size) for size in value.shape)
 
 
 def _length(region: Region) -> int:

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, cast
 
 from torch.fx import GraphModule
 
-from ce_fx.options import Options
+from ce_fx.options import OptionError, Options
+
+
+def check_inner(options: Options) -> None:
+    """Look the inner backend up before anything runs.
+
+    Raises:
+        OptionError: no backend has that name; the message names the nearest.
+    """
+    inner = options.inner
+    if callable(inner) or inner == "eager":
+        return
+    from torch._dynamo.backends.registry import list_backends, lookup_backend
+    from torch._dynamo.exc import InvalidBackend
+
+    try:
+        lookup_backend(inner)
+    except InvalidBackend as error:
+        known = list_backends(exclude_tags=())
+        near = get_close_matches(inner, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the backends are {', '.join(known)}"
+        raise OptionError(f"inner must be a backend that torch.compile knows, not {inner!r}: {hint}") from error
 
 
 def run_by(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,12 +14,14 @@ from torch.fx import GraphModule
 from ce_fx.capture.numpy_attrs import make_plain, undo
 from ce_fx.capture.undisturbed import undisturbed
 from ce_fx.errors import CeFxError
+from ce_fx.inner import check_inner
 from ce_fx.options import Options
 from ce_fx.report import Report
 from ce_fx.session import Session
 
 _SESSION = "_ce_fx_session"
 _VIEWS: dict[type, type] = {}
+_NUMBERS = count()
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -29,8 +33,8 @@ def optimize(
 
     It has the same class, sub-modules, Parameter and buffer objects and state_dict keys; its call is captured by
     Dynamo, whose guards follow flags, modes, replaced parameters and shapes, and rewritten. The original keeps
-    running as written. NumPy numbers among module attributes become equal Python numbers in both (`restore_` undoes
-    it, the report says it).
+    running as written. NumPy numbers among module attributes become equal Python numbers in both (`restore_` of the
+    view undoes it, the report says it).
 
     Args:
         model: any module. For a function use `torch.compile(function, backend="ce_fx")`.
@@ -78,7 +82,7 @@ def optimize_(
 
 
 def restore_(model: torch.nn.Module) -> None:
-    """Undo `optimize_` (or what `optimize` did to attributes): the model runs as written again."""
+    """Undo `optimize_`, or of a view what `optimize` did to attributes: the model runs as written again."""
     session = model.__dict__.pop(_SESSION, None) if isinstance(model, torch.nn.Module) else None
     if isinstance(session, Session):
         undo(session.plain)
@@ -107,19 +111,24 @@ class View:
     """What a view adds to its model's class: how it prints, and that copies are captured anew."""
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()}\nce_fx: {_session_of(self).summary()}"
+        session = self.__dict__.get(_SESSION)
+        return f"{super().__repr__()}\nce_fx: {session.summary() if session else 'restored, runs as written'}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        revived, (plain, options) = self.__reduce_ex__(4)  # a model's class may have its own way of copying
+        return revived(copy.deepcopy(plain, memo), options)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        session = _session_of(self)
+        session = self.__dict__.get(_SESSION)
         kind = type(self).__mro__[2]
         plain: Any = object.__new__(kind)
         hidden = (_SESSION, "_compiled_call_impl")
         plain.__dict__.update({name: value for name, value in self.__dict__.items() if name not in hidden})
-        return _revived, (plain, session.options.to_dict())
+        return _revived, (plain, session.options.to_dict() if session else None)
 
 
-def _revived(model: torch.nn.Module, options: dict[str, Any]) -> torch.nn.Module:
-    return optimize(model, **options)
+def _revived(model: torch.nn.Module, options: dict[str, Any] | None) -> torch.nn.Module:
+    return model if options is None else optimize(model, **options)
 
 
 def _view_class(kind: type) -> type:
@@ -138,6 +147,7 @@ def _session(model: torch.nn.Module, options: Options) -> Session:
         )
     if isinstance(model, View):
         raise CeFxError("this model is an optimised view already; call optimize on the original")
+    check_inner(options)
     session = Session(options, type(model).__name__)
     session.warn_of_what_is_missing()
     session.plain = make_plain(model)
@@ -153,16 +163,17 @@ def _attach(model: torch.nn.Module, session: Session) -> None:
 
 
 def _entry(model: torch.nn.Module) -> Callable[..., Any]:
-    """The model's call, in a code object of its own.
+    """The model's call, in a code object of its own name.
 
-    Dynamo keeps compiled graphs and its recompile limit by code object; one that all models share would be used up by
-    the eighth.
+    Dynamo keeps compiled graphs and its recompile limit by code object: one that all models share would be used up by
+    the eighth. And it remembers by file, line and name which sizes have varied: the sizes of one model would become
+    symbolic because those of another were different.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    call.__code__ = call.__code__.replace(co_name=f"call_{type(model).__name__}")
+    call.__code__ = call.__code__.replace(co_name=f"call_{type(model).__name__}_{next(_NUMBERS)}")
     return call
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from torch._guards import CompileContext
 from torch.fx import GraphModule
 
 from ce_fx.capture.numpy_attrs import Plain, describe
@@ -24,6 +26,21 @@ _NOT_BUILT = {
 }
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """One graph that was compiled.
+
+    Attributes:
+        gm: the graph that runs.
+        layers: what was decided in it.
+        frame: Dynamo's number of the Python frame that it stands for; another flag or size compiles the frame anew.
+    """
+
+    gm: GraphModule
+    layers: tuple[LayerReport, ...]
+    frame: int | None
+
+
 class Session:
     """The compiler of one optimised model, and its memory.
 
@@ -34,7 +51,7 @@ class Session:
         self.options = options
         self.title = title
         self.plain: list[Plain] = []
-        self.compiled: list[tuple[GraphModule, tuple[LayerReport, ...]]] = []
+        self.compiled: list[Compiled] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (self.options.to_dict(), self.title)
@@ -42,19 +59,18 @@ class Session:
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         """The Dynamo backend: rewrite, remember, hand on. It never raises because of a graph."""
         layers = rewritten_or_untouched(gm, example_inputs, self.options)
-        self.compiled.append((gm, tuple(layers)))
+        running = CompileContext.current_compile_id()
+        self.compiled.append(Compiled(gm, tuple(layers), running.frame_id if running else None))
         return run_by(gm, example_inputs, self.options)
 
     @property
     def graph_modules(self) -> list[GraphModule]:
         """What runs, in the order of compilation."""
-        return [gm for gm, _ in self.compiled]
+        return [each.gm for each in self.compiled]
 
     def report(self) -> Report:
-        """The audit of the latest compilation of every graph."""
-        latest: dict[tuple[str, ...], tuple[LayerReport, ...]] = {}
-        for _, layers in self.compiled:
-            latest[tuple(layer.name for layer in layers)] = layers
+        """The audit of the latest compilation of every frame."""
+        latest = {each.frame: each.layers for each in self.compiled}
         notes = [*describe(self.plain), *(text for name, text in _NOT_BUILT.items() if getattr(self.options, name))]
         if len(latest) > 1:
             notes.append(f"the model was captured as {len(latest)} graphs; no region reaches across a graph break")

@@ -189,10 +189,14 @@ LAYERS = [
 
 @st.composite
 def chains(draw):
-    """(model in float64, input): up to 6 layers on a small image."""
+    """(model in float64, input): up to 6 layers on a small image.
+
+    The batch is never 1: torch's own batch norm has wrong gradients in eval mode for a batch of 1 whose gradient comes
+    with permuted strides (CPU, 2.13), and the model as written is the judge here.
+    """
     torch.manual_seed(draw(st.integers(0, 5)))
     c, size = draw(st.integers(1, 6)), [draw(st.integers(3, 7)), draw(st.integers(3, 7))]
-    batch = draw(st.integers(1, 2))
+    batch = draw(st.integers(2, 3))
     shape = (batch, c, *size)
     layers = []
     for _ in range(draw(st.integers(2, 6))):

@@ -80,7 +80,14 @@ def factorized_conv(
         implementation=implementation,
     )
     with torch.no_grad():
-        layer.weight.normal_(0, (2 / (9 * ins)) ** 0.5)
+        target = (1 / (9 * ins)) ** 0.5
+        layer.weight.normal_(0, target)
+        # tensorly-torch's own scale is far too small for TT (outputs of 0.001 of the inputs, which a comparison of
+        # whole networks would not see): every factor gets its share of what the kernel lacks.
+        factors = list(layer.weight.parameters())
+        share = float(target / layer.weight.to_tensor().std()) ** (1 / len(factors))
+        for factor in factors:
+            factor.mul_(share)
         if layer.bias is not None:
             layer.bias.normal_()  # tensorly-torch leaves it uninitialised
     return layer

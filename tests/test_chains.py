@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 
 import ce_fx
 from ce_fx import decide
@@ -39,8 +40,9 @@ def compare(model, x, train, objective):
     ours, theirs = x.detach().clone().requires_grad_(), x.detach().clone().requires_grad_()
     got, expected = gm(ours * 1), twin(theirs * 1)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
-    # Fake tensors, by which graphs are compiled, and kernels disagree on layouts where a dim has size 1.
-    assert _same_where_it_matters(got, expected) or _same_where_it_matters(got, promised)
+    # Where a dim has size 1 somewhere, fake tensors (by which graphs are compiled) and kernels disagree on layouts.
+    ones = any(1 in value.shape for value in pytree.tree_leaves(dict(reading.fakes)) if isinstance(value, torch.Tensor))
+    assert ones or got.stride() == expected.stride() == promised.stride()
     weight = torch.randn_like(expected)
     try:
         judge = gradients(twin, theirs, expected, weight)
@@ -55,10 +57,6 @@ def compare(model, x, train, objective):
     for a, b in zip(gm.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(a, b)
     return sum(row.decision == "rewritten" for row in rows)
-
-
-def _same_where_it_matters(a, b):
-    return all(s == t for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True) if n > 1)
 
 
 @pytest.mark.fuzz

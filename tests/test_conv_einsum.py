@@ -94,9 +94,7 @@ def test_four_letters_whose_kernels_merge_with_dilations():
 
 def test_features_of_two_letters_in_two_operands():
     x, y = torch.randn(2, 7, 3, dtype=torch.float64), torch.randn(2, 3, 8, dtype=torch.float64)
-    torch.testing.assert_close(
-        ce_fx.conv_einsum("bhw,bhw->bhw|hw", x, y), oracle.conv_einsum("bhw,bhw->bhw|hw", x, y)
-    )
+    torch.testing.assert_close(ce_fx.conv_einsum("bhw,bhw->bhw|hw", x, y), oracle.conv_einsum("bhw,bhw->bhw|hw", x, y))
 
 
 @pytest.mark.parametrize("optimize", ["auto", "optimal", "greedy", "written", [(0, 1), (0, 1), (0, 1), (0, 1)]])
@@ -128,6 +126,13 @@ def test_autocast_gives_its_dtype_whatever_the_plan(optimize):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ce_fx.conv_einsum(CP, *tensors, optimize=optimize).dtype == torch.bfloat16
         assert ce_fx.conv_einsum(CP, *[t.double() for t in tensors]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("string", ["ij,ij->ij", "ij->i", "ij,jk->ik", "ij,kj->ikj", "ij,ij"])
+def test_autocast_gives_the_dtype_of_einsum(string):
+    tensors = [torch.randn(3, 3) for _ in range(string.count(",") + 1)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ce_fx.conv_einsum(string, *tensors).dtype == torch.einsum(string, *tensors).dtype
 
 
 def test_vmap_and_func_grad():

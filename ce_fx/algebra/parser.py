@@ -100,6 +100,16 @@ def parse(
     return ParsedExpression(Term(factors, tuple(windows.values())), axes, _flips(windows, operands) if flip else ())
 
 
+def contracts(string: str) -> bool:
+    """Whether a (valid) string sums a letter of two operands, or convolves: more than a broadcast multiply."""
+    terms, output, conv = _split(string)
+    counts: dict[str, int] = {}
+    for letter in (letter for term in terms for letter in set(term)):
+        counts[letter] = counts.get(letter, 0) + 1
+    kept = {letter for letter, count in counts.items() if count == 1} if output is None else set(output)
+    return bool(conv) or any(count > 1 and letter not in kept for letter, count in counts.items())
+
+
 def _split(string: str) -> tuple[list[list[str]], list[str] | None, list[str]]:
     """The letters of each operand, of the output (None if implicit), and after the pipe."""
     if not isinstance(string, str):

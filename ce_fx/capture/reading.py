@@ -172,7 +172,6 @@ class _Reader(Interpreter):
         def enter(tensor: Tensor) -> Tensor:
             with disable_proxy_modes_tracing():
                 copy = _fake_copy(self.mode, tensor)
-                copy = copy.clone() if copy.requires_grad else copy  # no leaf: it may be written to in place
             proxy = self.tracer.create_proxy("placeholder", f"opaque_{n.name}", (), {})
             track_tensor_tree(copy, proxy, constant=None, tracer=self.tracer)
             return copy
@@ -208,7 +207,10 @@ def _fake_copy(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
         if tensor.layout is not torch.strided:
             return mode.from_tensor(tensor) if not isinstance(tensor, FakeTensor) else tensor
         copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-    return copy.requires_grad_(tensor.requires_grad) if tensor.requires_grad else copy
+    if not tensor.requires_grad:
+        return copy
+    with mode, torch.enable_grad():  # no leaf: it may be written to in place
+        return copy.requires_grad_().clone()
 
 
 def _plain_attributes(gm: GraphModule) -> dict[str, Tensor]:

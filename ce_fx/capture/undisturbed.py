@@ -12,9 +12,10 @@ import torch
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """Buffers (batch-norm statistics), modes and random states are afterwards what they were before.
 
-    Buffers are restored in place, and only where they changed.
+    Buffers are restored in place, and only where they changed; one that was replaced by another tensor comes back.
     """
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     modes = [(module, module.training) for module in model.modules()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     try:
@@ -23,7 +24,9 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        for table, before in tables:
+            table.update({name: buffer for name, buffer in before.items() if name in table})
         with torch.no_grad():
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
+            for buffer, values in buffers:
+                if not torch.equal(buffer, values):
+                    buffer.copy_(values)

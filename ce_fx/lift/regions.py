@@ -117,6 +117,11 @@ class _Growth:
 
     def _attempt(self, node: Node, inner: Sequence[Node]) -> Region | Refusal:
         """Lift a node with the regions of some operands joined; its other operands are leaves."""
+        state = self.reading.states[node]
+        if state.autocast:
+            return Refusal("runs under autocast, which is not planned yet")
+        if any(self.reading.states[operand] != state for operand in inner):
+            return Refusal("gradients are switched on or off in between")
         leaves: dict[Node, int] = {}
         values: dict[Node, Expression] = {}
         for operand in inner:

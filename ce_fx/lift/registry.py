@@ -21,6 +21,7 @@ from torch.fx import Node
 
 from ce_fx.algebra import Axes, Expression, Index, leaf_expression
 from ce_fx.lift.refusal import Refusal
+from ce_fx.sizes import hint
 
 Rule: TypeAlias = "Callable[[Node, Operands], Expression | Refusal]"
 
@@ -90,11 +91,6 @@ def fake_of(arg: Any) -> torch.Tensor:
     value = arg.meta["val"]
     assert isinstance(value, torch.Tensor)
     return value
-
-
-def hint(size: Any) -> int:
-    """The size to plan by: an int as it is, the hint of a symbolic size."""
-    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def sizes(fake: torch.Tensor) -> tuple[int | str, ...]:

@@ -42,6 +42,7 @@ def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region:
     copies: dict[Node, Node] = dict(zip(candidate.graph.find_nodes(op="placeholder"), leaves, strict=True))
     keys = [key for key in ("example_value", "val") if key in output.meta]
     fakes = {leaf: leaf.meta[key] for leaf in leaves for key in ("val", "example_value") if key in leaf.meta}
+    source = next((node for node in reversed(region) if "nn_module_stack" in node.meta), output)
     new: list[Node] = []
     result = output
     with graph.inserting_before(output):
@@ -52,7 +53,7 @@ def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region:
                 result = copies[node.args[0]]
                 continue
             copy = graph.node_copy(node, lambda n: copies[n])
-            copy.meta = {key: output.meta[key] for key in PROVENANCE if key in output.meta}
+            copy.meta = {key: source.meta[key] for key in PROVENANCE if key in source.meta}
             copies[node] = copy
             new.append(copy)
             value = fake_value(copy, fakes)

@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from ce_fx.plan.kinds import conv_family
 from ce_fx.plan.ops import Op
+from ce_fx.sizes import hint
 
 aten = torch.ops.aten
 
@@ -48,7 +49,7 @@ def _shape(arg: Any) -> tuple[int, ...]:
     """Sizes of a node's tensor, symbolic ones by their hint."""
     value = arg.meta["val"]
     assert isinstance(value, Tensor)
-    return tuple(s if isinstance(s, int) else int(s.node.hint) for s in value.shape)
+    return tuple(hint(size) for size in value.shape)
 
 
 def _elements(*args: Any) -> int:

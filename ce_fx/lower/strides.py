@@ -6,23 +6,25 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from ce_fx.sizes import hint
+
 
 def order_of(tensor: Tensor) -> tuple[int, ...] | None:
     """The dims of a dense tensor from the slowest to the fastest; None if it is not dense and non-overlapping."""
-    strides = [int(stride) for stride in tensor.stride()]
+    strides = [hint(stride) for stride in tensor.stride()]
     dims = sorted(range(tensor.ndim), key=lambda d: (-strides[d], d))
     expected = 1
-    for dim in reversed([d for d in dims if int(tensor.shape[d]) != 1]):
+    for dim in reversed([d for d in dims if hint(tensor.shape[d]) != 1]):
         if strides[dim] != expected:
             return None
-        expected *= int(tensor.shape[dim])
+        expected *= hint(tensor.shape[dim])
     return tuple(dims)
 
 
 def same_strides(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one shape have the same strides, those of dims of size 1 aside."""
     pairs = zip(a.shape, a.stride(), b.stride(), strict=True)
-    return all(int(size) == 1 or int(s) == int(t) for size, s, t in pairs)
+    return all(hint(size) == 1 or hint(s) == hint(t) for size, s, t in pairs)
 
 
 def with_order(graph: Graph, node: Node, order: tuple[int, ...]) -> Node:

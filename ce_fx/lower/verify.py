@@ -8,14 +8,16 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ce_fx.sizes import hint
+
 
 def random_like(fake: Tensor, generator: torch.Generator) -> Tensor:
     """A real tensor with the shape, strides, dtype and device of a fake one, filled from a normal distribution.
 
     Symbolic sizes are taken by their hint. The global random state is not touched.
     """
-    shape = [_int(s) for s in fake.shape]
-    real = torch.empty_strided(shape, [_int(s) for s in fake.stride()], dtype=fake.dtype, device=fake.device)
+    shape = [hint(s) for s in fake.shape]
+    real = torch.empty_strided(shape, [hint(s) for s in fake.stride()], dtype=fake.dtype, device=fake.device)
     scale = max(1, prod(shape[1:])) ** -0.5 if len(shape) > 1 else 1.0
     values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
     with torch.no_grad():
@@ -58,7 +60,3 @@ def _double(tensor: Tensor) -> Tensor:
     if tensor.device.type == "mps":
         return tensor
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
-
-
-def _int(size: object) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)  # type: ignore[attr-defined]

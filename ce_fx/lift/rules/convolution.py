@@ -12,7 +12,8 @@ from torch.fx import Node
 from ce_fx.algebra import Expression, Tap, Window, compose
 from ce_fx.lift.products import Builder, Refused, add_bias, lone_index
 from ce_fx.lift.refusal import Refusal
-from ce_fx.lift.registry import Operands, fake_of, hint, lifts
+from ce_fx.lift.registry import Operands, fake_of, lifts
+from ce_fx.sizes import hint
 
 aten = torch.ops.aten
 
