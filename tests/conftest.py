@@ -8,7 +8,14 @@ from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 
-_COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": list(HealthCheck)}
+# torch is slow to draw, and the fixture below is meant for whole tests; a strategy that filters too much still fails.
+_SLOW = [
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.large_base_example,
+    HealthCheck.function_scoped_fixture,
+]
+_COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": _SLOW}
 settings.register_profile("ci", max_examples=300, derandomize=True, database=None, **_COMMON)
 settings.register_profile("fuzz", max_examples=int(os.environ.get("CE_FX_FUZZ_EXAMPLES", "300")), **_COMMON)
 settings.load_profile("fuzz" if "CE_FX_FUZZ_EXAMPLES" in os.environ else "ci")
