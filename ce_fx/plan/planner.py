@@ -51,6 +51,7 @@ _CONNECTED = 14  # operands up to which every connected subset is searched
 _FEW = 1500  # connected subsets that are searched whatever they cost
 _STARTS = 64
 _IMPROVED = {"flops": 6, "memory": 6, "time": 2}  # greedy trees that are improved
+_PRICES = {"flops": 300_000, "memory": 300_000, "time": 60_000}  # steps that a search of connected subsets prices
 _SUBTREE = {"flops": 8, "memory": 8, "time": 6}  # leaves of a subtree that is searched exactly
 
 
@@ -94,7 +95,7 @@ def make_plan(
     known = [splits_table(first), greedy(network)]
     if objective == "memory" and mode != "train":
         # Exact in two searches: the least largest intermediate, then the fewest multiply-adds that keep to it.
-        peak, method = _solve(network, peak_goal(network, memory_limit), known, optimize, "memory")
+        peak, certainty = _solve(network, peak_goal(network, memory_limit), known, optimize, "memory")
         known.append(peak)
         goal = flops_goal(network, mode, max(map(network.size, peak)))
     else:
@@ -102,7 +103,10 @@ def make_plan(
         if objective == "time" and optimize != "greedy":
             cheap, _ = _solve(network, flops_goal(network, mode, memory_limit), known, optimize, "flops")
             known.append(cheap)
+        certainty = "optimal"
     best, method = _solve(network, goal, known, optimize, objective)
+    if certainty not in ("optimal", "connected") and method != "written":
+        method = "greedy"
     log.debug("%d operands, %s for %s: %s", network.n, objective, mode, method)
     return _plan(network, tree_of(best, network.everything), method, objective, mode, time_model)
 
@@ -193,7 +197,7 @@ def _solve(network: Network, goal: Goal, known: Sequence[Splits], optimize: str,
             _hopeless(network, goal)
         return (best if found is None else found.splits), "optimal"
     best = _improved(network, goal, known, objective)
-    better, proven = _without_outer_products(network, goal, leaves, goal.total(best))
+    better, proven = _without_outer_products(network, goal, leaves, goal.total(best), objective)
     best = best if better is None else better
     cap = goal.total(best)
     if cap == inf:
@@ -213,7 +217,7 @@ def _improved(network: Network, goal: Goal, known: Sequence[Splits], objective: 
 
 
 def _without_outer_products(
-    network: Network, goal: Goal, leaves: Sequence[int], cap: Cost
+    network: Network, goal: Goal, leaves: Sequence[int], cap: Cost, objective: str
 ) -> tuple[Splits | None, bool]:
     """A tree of connected intermediates that is cheaper than the cap, and whether the search went to its end.
 
@@ -227,7 +231,7 @@ def _without_outer_products(
     for part in parts:
         inside = [leaf for leaf in leaves if leaf & part]
         try:
-            found = _connected(network, goal, inside, cap) if len(inside) > 1 else Found(0, {})
+            found = _connected(network, goal, inside, cap, objective) if len(inside) > 1 else Found(0, {})
         except SearchLimit:
             return None, False
         if found is None:
@@ -241,11 +245,11 @@ def _without_outer_products(
     return (splits if goal.total(splits) < cap else None), True
 
 
-def _connected(network: Network, goal: Goal, leaves: Sequence[int], cap: Cost) -> Found | None:
+def _connected(network: Network, goal: Goal, leaves: Sequence[int], cap: Cost, objective: str) -> Found | None:
     """The search that suits the number of connected subsets."""
     linked = neighbours(network, leaves)
     if len(leaves) > _CONNECTED or connected_sets(linked, _FEW) is not None:
-        return connected(leaves, linked, goal, cap)
+        return connected(leaves, linked, goal, cap, _PRICES[objective])
     return exact(leaves, goal, cap, linked)
 
 

@@ -174,7 +174,7 @@ def _bits(mask: int) -> list[int]:
 
 
 def connected(
-    leaves: Sequence[int], adjacent: Sequence[int], goal: Goal, cap: Cost = inf, most: int = 4_000_000
+    leaves: Sequence[int], adjacent: Sequence[int], goal: Goal, cap: Cost = inf, prices: int = 300_000
 ) -> Found | None:
     """The best of the trees whose every intermediate is connected (no outer products), by growing subsets.
 
@@ -187,14 +187,15 @@ def connected(
         adjacent: for each leaf the local bit set of its neighbours; the whole must be connected.
         goal: what is minimised.
         cap: the cost of a known tree.
-        most: how many pairs of subsets may be looked at.
+        prices: how many steps may be priced; twenty times as many pairs of subsets may be looked at.
 
     Returns:
         The best tree, or None where no connected tree is cheaper than the cap.
 
     Raises:
-        SearchLimit: more pairs would have to be looked at.
+        SearchLimit: it would take more than that.
     """
+    pairs = 20 * prices
     real = {1 << n: leaf for n, leaf in enumerate(leaves)}
     around = {1 << n: mask for n, mask in enumerate(adjacent)}
     best: dict[int, Cost] = dict.fromkeys(real, 0)
@@ -204,10 +205,12 @@ def connected(
     for size in range(2, len(leaves) + 1):
         fresh: dict[int, None] = {}
         for small in range(1, size // 2 + 1):
-            most -= len(layers[small]) * len(layers[size - small])
-            if most < 0:
+            pairs -= len(layers[small]) * len(layers[size - small])
+            if pairs < 0:
                 raise SearchLimit
             for a in layers[small]:
+                if prices < 0:
+                    raise SearchLimit
                 beside = around[a]
                 for b in [b for b in layers[size - small] if b & beside and not a & b]:
                     both = a | b
@@ -220,6 +223,7 @@ def connected(
                     parts: Cost = max(best[a], best[b]) if goal.peak else best[a] + best[b]
                     if parts >= lowest or both in refused:
                         continue
+                    prices -= 1
                     step = goal.step(real[a], real[b], inf if goal.peak else lowest - parts)
                     cost = max(parts, step) if goal.peak else parts + step
                     if cost < lowest:

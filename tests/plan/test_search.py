@@ -97,7 +97,9 @@ def test_connected_search_is_exact_among_connected_trees(make_goal, seed):
 def test_connected_search_gives_up_at_its_limit():
     network = cp(9)
     with pytest.raises(SearchLimit):
-        connected(leaves_of(network), neighbours(network, leaves_of(network)), flops_goal(network, "forward"), most=99)
+        connected(
+            leaves_of(network), neighbours(network, leaves_of(network)), flops_goal(network, "forward"), prices=99
+        )
 
 
 def test_connected_sets_of_a_chain_and_a_ring():
