@@ -47,7 +47,7 @@ class Reading:
     Attributes:
         values: own node -> its value, with the ATen node that carries it in place of each tensor.
         fakes: own node -> its value with fake tensors.
-        ops: own node -> the ATen nodes it runs, in order.
+        ops: own node -> the ATen nodes it runs, in order; arithmetic of symbolic sizes is left out.
         states: own node -> the modes it runs in.
         mutations: (own node, storage) for every in-place write, in order.
         failures: own nodes that could not be read, with the reason; they are opaque.
@@ -136,7 +136,7 @@ class _Reader(Interpreter):
             result = self._opaque(n)
         new = list(self.tracer.graph.nodes)[before:] if len(self.tracer.graph.nodes) > before else []
         if n.op != "placeholder":
-            self.reading.ops[n] = tuple(node for node in new if node.op == "call_function")
+            self.reading.ops[n] = tuple(node for node in new if node.op == "call_function" and not _is_size(node))
         self.reading.fakes[n] = result
         self.reading.values[n] = pytree.tree_map_only(Tensor, self._carrier, result)
         return result
@@ -227,6 +227,21 @@ def _plain_attributes(gm: GraphModule) -> dict[str, Tensor]:
 
 def _padded(values: Sequence[Any], length: int) -> list[Any]:
     return [*values, *([None] * (length - len(values)))][:length]
+
+
+def _is_size(node: Node) -> bool:
+    """Whether a traced node only reads or computes a symbolic size, as `contiguous` does to see that it has no work."""
+    if not isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat):
+        return False
+    return not isinstance(node.target, torch._ops.OpOverload) or node.target in _SIZES
+
+
+_SIZES = {
+    torch.ops.aten.sym_size.int,
+    torch.ops.aten.sym_stride.int,
+    torch.ops.aten.sym_numel.default,
+    torch.ops.aten.sym_storage_offset.default,
+}
 
 
 def _autocast() -> bool:

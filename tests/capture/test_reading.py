@@ -283,6 +283,26 @@ def test_symbolic_sizes():
     assert all(isinstance(size, torch.SymInt) for size in conv.meta["val"].shape[2:])
 
 
+def test_arithmetic_of_symbolic_sizes_is_no_op():
+    """`contiguous` of a contiguous tensor computes with its sizes and hands the tensor on."""
+    gm, reading = graph_of(lambda x: x.contiguous().reshape(x.shape[0] * 2, -1) + 1, x_(4, 6), dynamic=True)
+    assert all_names(gm, reading) == ["reshape", "add"]
+    by_target = {str(n.target): n for n in gm.graph.nodes}
+    (x,) = (n for n in gm.graph.nodes if n.op == "placeholder" and isinstance(reading.fakes[n], FakeTensor))
+    assert reading.ops[by_target["contiguous"]] == ()
+    assert reading.values[by_target["contiguous"]] is reading.values[x]
+
+
+def test_a_number_taken_from_a_tensor_is_an_op():
+    graph = Graph()
+    x = graph.placeholder("x")
+    y = graph.call_method("item", (graph.call_method("sum", (x,)),))
+    graph.output(graph.call_function(torch.mul, (x, y)))
+    reading = read(GraphModule(nn.Module(), graph), [x_(2, 2)])
+    assert names(reading, y) == ["item"]
+    assert isinstance(reading.fakes[y], torch.SymFloat)
+
+
 def test_a_dynamic_batch_of_an_export():
     batch = torch.export.Dim("batch", min=2, max=64)
     gm = capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), (x_(),), dynamic_shapes=(({0: batch},)))
