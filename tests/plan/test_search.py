@@ -6,10 +6,11 @@ from math import inf
 import pytest
 
 from ce_fx.algebra import Factor, Index, Tap, Term, Window
+from ce_fx.algebra.parser import parse
 from ce_fx.plan.costs import MODES, flops_goal, peak_goal, saved_goal, signature, time_goal
 from ce_fx.plan.greedy import Noise, greedy, reconfigure, starts
 from ce_fx.plan.kinds import ops_of
-from ce_fx.plan.network import Network
+from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.plan import PlanError
 from ce_fx.plan.planner import make_plan
 from ce_fx.plan.search import (
@@ -170,6 +171,34 @@ def test_steps_with_one_signature_have_the_same_ops(seed):
                 ops = ops_of(step_of(network, left, right), network)
                 assert seen.setdefault(signature(network, left, right), ops) == ops
     assert len(seen) > 1
+
+
+LARGE = {
+    "cp": ("bshw,rt,rs,rh,rw->bthw|hw", [(8, 64, 56, 56), (16, 64), (16, 64), (16, 3), (16, 3)]),
+    "tucker": ("bshw,su,uvhw,tv->bthw|hw", [(8, 128, 28, 28), (128, 38), (38, 38, 3, 3), (128, 38)]),
+    "two kernels": ("bsh,srh,rth,tu->buh|h", [(4, 32, 400), (32, 8, 5), (8, 48, 7), (48, 64)]),
+}
+
+
+def large(name):
+    string, shapes = LARGE[name]
+    parsed = parse(string, shapes)
+    weights = [Operand(constant=True, needs_grad=True)] * (len(shapes) - 1)
+    return Network(parsed.term, parsed.output, [Operand(), *weights])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", LARGE)
+def test_time_of_real_layers_is_minimal_and_its_bound_is_one(name, mode):
+    """A step that leaves no room is answered with a lower bound of its price, so that nothing good is dropped."""
+    network = large(name)
+    goal = time_goal(network, mode, TimeModel.default("cpu"))
+    best = min(goal.total(splits_table(tree)) for tree in trees(tuple(range(network.n))))
+    assert make_plan(network, objective="time", mode=mode).cost == pytest.approx(best)
+    for left in range(1, network.everything + 1):
+        for right in range(1, network.everything + 1):
+            if not left & right:
+                assert 0 < goal.step(left, right, 0) <= goal.step(left, right, inf)
 
 
 @pytest.mark.parametrize("seed", range(20))
