@@ -8,14 +8,12 @@ export OMP_NUM_THREADS ?= 1
 
 venv: $(STAMP)
 
-# torch first and from its index of CPU builds: PyPI's Linux wheels bring several GB of CUDA. An index that can't be
-# reached is skipped; `make venv TORCH_INDEX=` with nothing or with a CUDA index takes another build.
-# What torch itself needs comes with the second line, from the usual index.
-TORCH_INDEX ?=
-
+# torch first: another package that asks for it would pull a CUDA build of several GB.
+# For the CPU build on a machine where pip finds another one first: make venv PIP_TORCH="--index-url <an index>".
+PIP_TORCH ?=
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-deps --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	$(BIN)/pip install --quiet $(PIP_TORCH) torch==2.13.0
 	$(BIN)/pip install --quiet -e '.[test]'
 	touch $(STAMP)
 

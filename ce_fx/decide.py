@@ -140,7 +140,9 @@ def _decide(region: Region, context: Context) -> Decision:
     if after.of(objective) >= MARGIN[objective] * written.of(objective):
         return keep(_no_gain(objective, written, after))
     if context.options.verify:
-        difference = mismatch(extract(context.gm, region.nodes, region.leaves), module, leaves, _length(region))
+        difference = mismatch(
+            extract(context.gm, region.nodes, region.leaves, context.fakes), module, leaves, _length(region)
+        )
         if difference is not None:
             warnings.warn(
                 f"ce_fx: {text} was planned wrongly ({difference}); it runs as written. Please report this.",

@@ -13,7 +13,7 @@ from ce_fx.algebra.printer import to_string
 from ce_fx.capture.export import capture
 from ce_fx.capture.reading import read
 from ce_fx.lift.regions import find_regions
-from ce_fx.lower.extract import copy_of, extract, replace_region
+from ce_fx.lower.extract import copy_of, extract, replace_region, sizes_of
 
 
 def lift(model_or_gm: torch.nn.Module, example_inputs: Sequence[Any]) -> GraphModule:
@@ -41,9 +41,10 @@ def lift(model_or_gm: torch.nn.Module, example_inputs: Sequence[Any]) -> GraphMo
         if max(len(term.factors) for term in region.expression.terms) < 2:
             continue
         name = _free_name(gm, _text(region.expression))
-        body = extract(gm, region.nodes, region.leaves)
+        inputs_of = (*region.leaves, *sizes_of(region.nodes, region.leaves))
+        body = extract(gm, region.nodes, inputs_of, {})
         gm.add_module(name, body)
-        leaves = tuple(replaced.get(leaf, leaf) for leaf in region.leaves)
+        leaves = tuple(replaced.get(leaf, leaf) for leaf in inputs_of)
         with gm.graph.inserting_before(region.output):
             node = gm.graph.call_module(name, leaves)
         node.meta = dict(region.output.meta)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar, cast
 
 import torch
 from torch.fx import GraphModule
 
-from ce_fx.capture.numpy_attrs import make_plain, undo
+from ce_fx.capture.numpy_attrs import Plain, make_plain, undo
 from ce_fx.capture.undisturbed import undisturbed
 from ce_fx.errors import CeFxError
 from ce_fx.inner import check_inner
@@ -76,6 +77,7 @@ def optimize_(
         CeFxError: an option is unknown or bad, or the model is no module.
     """
     chosen = Options.of(options)
+    _check(model)
     restore_(model)
     _attach(model, _session(model, chosen))
     _warm_up(model, args, kwargs)
@@ -85,7 +87,7 @@ def restore_(model: torch.nn.Module) -> None:
     """Undo `optimize_`, or of a view what `optimize` did to attributes: the model runs as written again."""
     session = model.__dict__.pop(_SESSION, None) if isinstance(model, torch.nn.Module) else None
     if isinstance(session, Session):
-        undo(session.plain)
+        undo([*session.plain, *_of_view(model, session.plain)])
         model.__dict__.pop("_compiled_call_impl", None)
 
 
@@ -127,6 +129,11 @@ class View:
         return _revived, (plain, session.options.to_dict() if session else None)
 
 
+def _of_view(model: torch.nn.Module, plain: Sequence[Plain]) -> list[Plain]:
+    """What was made plain in the original, in the attributes that a view has of its own."""
+    return [replace(entry, owner=model) for entry in plain if model.__dict__.get(entry.name) is entry.after]
+
+
 def _revived(model: torch.nn.Module, options: dict[str, Any] | None) -> torch.nn.Module:
     return model if options is None else optimize(model, **options)
 
@@ -139,7 +146,7 @@ def _view_class(kind: type) -> type:
     return _VIEWS[kind]
 
 
-def _session(model: torch.nn.Module, options: Options) -> Session:
+def _check(model: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise CeFxError(
             f"optimize takes a torch.nn.Module, not {type(model).__name__}; "
@@ -147,6 +154,10 @@ def _session(model: torch.nn.Module, options: Options) -> Session:
         )
     if isinstance(model, View):
         raise CeFxError("this model is an optimised view already; call optimize on the original")
+
+
+def _session(model: torch.nn.Module, options: Options) -> Session:
+    _check(model)
     check_inner(options)
     session = Session(options, type(model).__name__)
     session.warn_of_what_is_missing()

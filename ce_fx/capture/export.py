@@ -47,4 +47,18 @@ def capture(
     finally:
         undo(changed)
     assert isinstance(gm, GraphModule)
+    _share_tables(gm, model)
     return gm
+
+
+def _share_tables(gm: GraphModule, model: torch.nn.Module) -> None:
+    """Look parameters and buffers up where the model does, so that replaced ones (`assign=True`) are followed.
+
+    A module of the graph with a tensor of its own, such as a lifted constant, keeps its table.
+    """
+    originals = dict(model.named_modules(remove_duplicate=False))
+    for path, module in gm.named_modules(remove_duplicate=False):
+        for table in ("_parameters", "_buffers"):
+            shared = vars(originals[path])[table] if path in originals else {}
+            if vars(module)[table].keys() <= shared.keys():
+                module.__dict__[table] = shared

@@ -7,6 +7,7 @@ every op that takes them.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,72 @@ _MISSING = object()
 
 
 class Ints(tuple[int, ...]):
-    """A tuple in place of a 1-d NumPy array; layers may go on calling its `tolist`."""
+    """A tuple in place of a 1-d NumPy array, which goes on calculating as the array would.
+
+    Arithmetic is element by element, comparison too, and any other method or attribute of an array is that of an
+    equal array. What stays a tuple's: hashing, and equality with a tuple.
+    """
 
     def tolist(self) -> list[int]:
         """The numbers as a list, as of an array."""
         return list(self)
+
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        return Ints(value) if isinstance(key, slice) else value
+
+    def __neg__(self) -> Ints:
+        return Ints(-a for a in self)
+
+    def __eq__(self, other: object) -> Any:
+        return Ints(a == other for a in self) if isinstance(other, (int, float)) else super().__eq__(other)
+
+    def __ne__(self, other: object) -> Any:
+        return Ints(a != other for a in self) if isinstance(other, (int, float)) else super().__ne__(other)
+
+    __hash__ = tuple.__hash__
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copying and pickling ask for methods that a tuple does without
+            raise AttributeError(name)
+        import numpy
+
+        return getattr(numpy.array(tuple(self)), name)
+
+
+def _elementwise(name: str) -> Callable[[Ints, Any], Any]:
+    """An operator of Ints: `name` of the numbers, one by one, with a number or with as many numbers."""
+    calculate = getattr(operator, name.strip("_"))
+
+    def forward(self: Ints, other: Any) -> Any:
+        if isinstance(other, (int, float)):
+            return Ints(calculate(a, other) for a in self)
+        if isinstance(other, (tuple, list)) and len(other) == len(self):
+            return Ints(calculate(a, b) for a, b in zip(self, other, strict=True))
+        return NotImplemented
+
+    return forward
+
+
+def _reflected(name: str) -> Callable[[Ints, Any], Any]:
+    """The same operator with its sides swapped."""
+    calculate = getattr(operator, name.strip("_"))
+
+    def backward(self: Ints, other: Any) -> Any:
+        if isinstance(other, (int, float)):
+            return Ints(calculate(other, a) for a in self)
+        if isinstance(other, (tuple, list)) and len(other) == len(self):
+            return Ints(calculate(b, a) for a, b in zip(self, other, strict=True))
+        return NotImplemented
+
+    return backward
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    setattr(Ints, f"__{_name}__", _elementwise(_name))
+    setattr(Ints, f"__r{_name}__", _reflected(_name))
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Ints, f"__{_name}__", _elementwise(_name))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ real is touched: parameters, buffers and inputs are fake copies, so no statistic
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,17 +80,19 @@ def read(gm: GraphModule, example_inputs: Sequence[Any]) -> Reading:
     """
     mode = _fake_mode(gm, example_inputs)
     placeholders = gm.graph.find_nodes(op="placeholder")
-    inputs = [
-        _fake_input(mode, node.meta.get("example_value", node.meta.get("val", value)), value)
-        for node, value in zip(placeholders, _padded(example_inputs, len(placeholders)), strict=True)
-    ]
+    given = {
+        node: (node.meta.get("example_value", node.meta.get("val", value)), value)
+        for node, value in zip(placeholders, _padded(example_inputs, placeholders), strict=True)
+    }
     tensors = {**dict(gm.named_parameters()), **dict(gm.named_buffers()), **_plain_attributes(gm)}
-    attributes = {name: _fake_copy(mode, tensor) for name, tensor in tensors.items()}
+    odd = _odd([*tensors.items(), *((node, value) for node, both in given.items() for value in both)])
+    inputs = [None if node in odd else _fake_input(mode, *both) for node, both in given.items()]
+    attributes = {name: _fake_copy(mode, tensor) for name, tensor in tensors.items() if name not in odd}
     reading = Reading()
     names = list(attributes)
 
     def run(*flat: Any) -> Any:
-        reader = _Reader(gm, reading, mode, dict(zip(names, flat, strict=False)))
+        reader = _Reader(gm, reading, mode, dict(zip(names, flat, strict=False)), odd)
         try:
             reader.run(*flat[len(names) :], enable_io_processing=False)
         finally:
@@ -102,17 +104,30 @@ def read(gm: GraphModule, example_inputs: Sequence[Any]) -> Reading:
     object.__setattr__(reading, "graph", traced.graph)
     _note_gradients(reading)
     _note_mutations(reading)
+    _note_overlaps(reading, {node: value for node, (_, value) in given.items()})
     return reading
+
+
+class _LeftAlone(Exception):
+    """A node is not read, on purpose; the message is the whole reason."""
 
 
 class _Reader(Interpreter):
     """Runs the graph's nodes on fake tensors while they are traced."""
 
-    def __init__(self, gm: GraphModule, reading: Reading, mode: FakeTensorMode, attributes: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        gm: GraphModule,
+        reading: Reading,
+        mode: FakeTensorMode,
+        attributes: dict[str, Any],
+        odd: dict[str | Node, str],
+    ) -> None:
         super().__init__(gm, garbage_collect_values=False)
         self.reading = reading
         self.mode = mode
         self.attributes = attributes
+        self.odd = odd
         proxies = get_proxy_mode()
         assert proxies is not None
         self.tracer = proxies.tracer
@@ -131,7 +146,7 @@ class _Reader(Interpreter):
         try:
             result = self._run(n)
         except Exception as error:  # anything may fail in a user's op; the node stays opaque
-            self.reading.failures[n] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            self.reading.failures[n] = _reason(error)
             log.debug("cannot read %s: %s", n.format_node(), error)
             result = self._opaque(n)
         new = list(self.tracer.graph.nodes)[before:] if len(self.tracer.graph.nodes) > before else []
@@ -143,9 +158,12 @@ class _Reader(Interpreter):
 
     def _run(self, n: Node) -> Any:
         if isinstance(n.target, torch._ops.HigherOrderOperator):
-            raise NotImplementedError(f"{n.target} is opaque")
+            raise _LeftAlone(f"{n.target} is opaque")
         if any(a in self.reading.failures and self.env.get(a) is _MISSING for a in n.all_input_nodes):
-            raise RuntimeError("an operand could not be read")
+            raise _LeftAlone("an operand could not be read")
+        odd = {"placeholder": n, "get_attr": str(n.target)}.get(n.op)
+        if odd in self.odd:
+            raise _LeftAlone(self.odd[odd])
         if n.target is _enter_autocast:
             # While a trace runs, torch notes its own entering function and does not do it: this mode does both.
             self.entered[n] = torch.autocast(*self.fetch_args_kwargs_from_env(n)[0])
@@ -159,6 +177,9 @@ class _Reader(Interpreter):
         if n.op == "call_module":
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             prefix = f"{n.target}."
+            for name, reason in self.odd.items():
+                if isinstance(name, str) and name.startswith(prefix):
+                    raise _LeftAlone(f"{name}: {reason}")
             own = {k.removeprefix(prefix): v for k, v in self.attributes.items() if k.startswith(prefix)}
             return torch.func.functional_call(self.fetch_attr(str(n.target)), own, args, kwargs)
         return super().run_node(n)
@@ -166,7 +187,7 @@ class _Reader(Interpreter):
     def _opaque(self, n: Node) -> Any:
         """The value that an unread node's metadata promises, as new inputs of the ATen graph."""
         promised = n.meta.get("example_value", n.meta.get("val", _MISSING))
-        if promised is _MISSING:
+        if promised is _MISSING or _odd(enumerate(pytree.tree_leaves(promised))):
             return _MISSING
 
         def enter(tensor: Tensor) -> Tensor:
@@ -185,6 +206,32 @@ class _Reader(Interpreter):
         node: Node = slot.proxy.node
         node.meta.setdefault("val", tensor)
         return node
+
+
+def _reason(error: Exception) -> str:
+    """One line: what a node could not be read for."""
+    first = next(iter(str(error).splitlines()), "")
+    return first if isinstance(error, _LeftAlone) else f"{type(error).__name__}: {first}"
+
+
+def _odd(tensors: Iterable[tuple[Any, Any]]) -> dict[Any, str]:
+    """Those values that are tensors of another kind than plain ones, with what they are.
+
+    Nothing is known about them: a subclass may give any op another meaning, or lack the ops that a rewrite emits.
+    """
+    kinds = [(key, _kind(value)) for key, value in tensors if isinstance(value, Tensor)]
+    return {key: f"a {kind} is left alone" for key, kind in kinds if kind is not None}
+
+
+def _kind(tensor: Tensor) -> str | None:
+    if tensor.is_quantized:
+        return "quantised tensor"
+    kind: Any = type(tensor)
+    plain = kind in (Tensor, FakeTensor) or (
+        kind.__torch_function__ is torch._C._disabled_torch_function_impl
+        and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+    )
+    return None if plain else f"tensor of class {kind.__name__}"
 
 
 def _fake_mode(gm: GraphModule, example_inputs: Sequence[Any]) -> FakeTensorMode:
@@ -225,8 +272,10 @@ def _plain_attributes(gm: GraphModule) -> dict[str, Tensor]:
     return found
 
 
-def _padded(values: Sequence[Any], length: int) -> list[Any]:
-    return [*values, *([None] * (length - len(values)))][:length]
+def _padded(values: Sequence[Any], placeholders: Sequence[Node]) -> list[Any]:
+    """The inputs, and the defaults of placeholders that get none."""
+    defaults = [node.args[0] if node.args else None for node in placeholders[len(values) :]]
+    return [*values[: len(placeholders)], *defaults]
 
 
 def _is_size(node: Node) -> bool:
@@ -279,10 +328,41 @@ def _note_mutations(reading: Reading) -> None:
             reading.mutations.extend((own, reading.storage(f)) for f in inputs if isinstance(f, Tensor))
             continue
         for op in ops:
-            schema = getattr(op.target, "_schema", None)
-            if schema is None or not schema.is_mutable:
-                continue
-            for argument, value in zip(schema.arguments, op.args, strict=False):
-                written = argument.alias_info is not None and argument.alias_info.is_write
-                if written and isinstance(value, Node):
-                    reading.mutations.append((own, reading.storage(value.meta.get("val"))))
+            written = [value for value in _written(op) if isinstance(value, Node)]
+            reading.mutations.extend((own, reading.storage(value.meta.get("val"))) for value in written)
+
+
+_STATISTICS = (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default)
+"""Ops that write to their running statistics when the sixth argument is true; their schemas don't say so."""
+
+
+def _written(op: Node) -> list[Any]:
+    """The arguments that an ATen op writes to."""
+    if op.target in _STATISTICS and op.args[5]:
+        return list(op.args[3:5])
+    schema = getattr(op.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    pairs = zip(schema.arguments, op.args, strict=False)
+    return [value for argument, value in pairs if argument.alias_info is not None and argument.alias_info.is_write]
+
+
+def _note_overlaps(reading: Reading, given: Mapping[Node, Any]) -> None:
+    """A write to one input of the caller may reach the others: nothing guards against inputs that overlap in memory.
+
+    Parameters and buffers are taken to lie apart, and so are inputs of different dtype or device.
+    """
+    free = {
+        reading.storage(fake): (fake.dtype, fake.device)
+        for node, value in given.items()
+        if isinstance(fake := reading.fakes[node], Tensor) and not is_static(node, value)
+    }
+    for own, storage in list(reading.mutations):
+        others = [other for other in free if other != storage and free[other] == free.get(storage)]
+        reading.mutations.extend((own, other) for other in others)
+
+
+def is_static(placeholder: Node, value: Any) -> bool:
+    """Whether an input is a parameter or a buffer of the model."""
+    mark = placeholder.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
+    return isinstance(value, torch.nn.Parameter) or mark is not None

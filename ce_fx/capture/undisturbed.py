@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
@@ -15,7 +17,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     Buffers are restored in place, and only where they changed; one that was replaced by another tensor comes back.
     """
     tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _has_values(buffer)]
     modes = [(module, module.training) for module in model.modules()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     try:
@@ -30,3 +32,8 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
             for buffer, values in buffers:
                 if not torch.equal(buffer, values):
                     buffer.copy_(values)
+
+
+def _has_values(buffer: Tensor) -> bool:
+    """Whether there is anything to restore: a lazy module has not made its buffers yet."""
+    return not buffer.is_meta and not is_lazy(buffer)

@@ -69,8 +69,8 @@ class _Growth:
     def __init__(self, graph: Graph, reading: Reading) -> None:
         self.graph = graph
         self.reading = reading
-        self.order = {node: n for n, node in enumerate(graph.nodes)}
         self.owner = _owners(graph, reading)
+        self.order = {node: n for n, node in enumerate(graph.nodes)}
         self.grown: dict[Node, Region] = {}
         self.absorbed: set[Node] = set()
         self.refusals: dict[Node, Refusal] = {}
@@ -143,17 +143,34 @@ class _Growth:
         value = self._value(node)
         if value not in values:
             return Refusal("it hands on a value that exists already")
-        if any(leaf not in self.owner for leaf in leaves):
-            return Refusal("an operand has no node of its own")
         parts = [self.grown[n] for n in inner]
         nodes = sorted({node, *(n for part in parts for n in part.nodes)}, key=self.order.__getitem__)
         ops = tuple(op for n in nodes for op in self.reading.ops.get(n, ()))
-        own_leaves = tuple(self.owner[leaf] for leaf in leaves)
+        own_leaves = self._own_leaves(tuple(leaves), nodes)
+        if isinstance(own_leaves, Refusal):
+            return own_leaves
         changed = self._changed_between(own_leaves, nodes)
         if changed is not None:
             return changed
         border = next((part.border for part in parts if part.border), None)
         return Region(node, tuple(nodes), ops, own_leaves, drop_ones(values[value]), border)
+
+    def _own_leaves(self, leaves: Sequence[Node], nodes: Sequence[Node]) -> tuple[Node, ...] | Refusal:
+        """The own nodes outside a region that hand it the ATen values `leaves`: the ones that it reads.
+
+        Several own nodes may be one tensor: `x`, `x.contiguous()` where that does nothing, `x.add_(1)`.
+        """
+        tensor_of = self.reading.fakes
+        own: dict[int, Node] = {}
+        for operand in (n for node in nodes for n in node.all_input_nodes if n not in nodes):
+            if not isinstance(self.reading.values.get(operand), Node):
+                continue
+            if own.setdefault(id(tensor_of[operand]), operand) is not operand:
+                return Refusal("an operand is read under two names")
+        owners = [self.owner.get(leaf) for leaf in leaves]
+        found = [own.get(id(tensor_of[owner])) for owner in owners if owner is not None]
+        result = tuple(node for node in found if node is not None)
+        return result if len(result) == len(leaves) else Refusal("an operand has no node of its own")
 
     def _value(self, node: Node) -> Node:
         value = self.reading.values[node]

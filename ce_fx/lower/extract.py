@@ -9,21 +9,35 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from ce_fx.sizes import hint
+
 PROVENANCE = ("nn_module_stack", "stack_trace", "source_fn_stack")
 """Metadata that a new node takes over from the node it replaces."""
 
 
-def extract(gm: GraphModule, nodes: Sequence[Node], leaves: Sequence[Node]) -> GraphModule:
+def extract(gm: GraphModule, nodes: Sequence[Node], leaves: Sequence[Node], numbers: Mapping[Node, Any]) -> GraphModule:
     """The given nodes as a module of their own: its inputs are the leaves, its output the last node.
 
-    Sub-modules and attributes that the nodes name are those of `gm`, by reference.
+    Sub-modules and attributes that the nodes name are those of `gm`, by reference. A size that the nodes are handed
+    (`x.size(0)`, a symbolic size) becomes a number, by its hint; its value is in `numbers`.
     """
     graph = Graph()
     copies: dict[Node, Node] = {leaf: graph.placeholder(f"leaf_{n}") for n, leaf in enumerate(leaves)}
     for node in nodes:
-        copies[node] = graph.node_copy(node, lambda n: copies[n])
+        copies[node] = graph.node_copy(node, lambda n: copies[n] if n in copies else _number(numbers[n]))
     graph.output(copies[nodes[-1]])
     return GraphModule(gm, graph)
+
+
+def sizes_of(nodes: Sequence[Node], leaves: Sequence[Node]) -> tuple[Node, ...]:
+    """What the nodes read besides their leaves and each other: sizes."""
+    inside = {*nodes, *leaves}
+    return tuple(dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside))
+
+
+def _number(value: Any) -> Any:
+    """A size, or a tuple of sizes, as it is or by its hint."""
+    return tuple(map(_number, value)) if isinstance(value, tuple) else hint(value)
 
 
 def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region: Sequence[Node]) -> tuple[Node, ...]:

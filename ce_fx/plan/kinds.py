@@ -87,7 +87,10 @@ def ops_of(step: Step, network: Network) -> tuple[Op, ...]:
     if kind == "mul":
         return (Op("mul", macs, 1, 1, network.size(both), elements),)
     if kind in ("slide", "merge"):
-        window = prod(axis.kernel if axis.features_left is not None else axis.right.length for axis in step.joined)
+        window = prod(
+            axis.kernel if axis.features_left is not None else (axis.left if swap else axis.right).length
+            for axis in step.joined
+        )
         rows *= prod(axis.out.length for axis in step.joined)
         family = conv_family(channels, columns, groups, window)
         return (Op(family, macs, channels * window, columns, rows, elements),)
