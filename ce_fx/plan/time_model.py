@@ -4,7 +4,7 @@
 
 K is the reduction length, N the output channels of one group, M the pixels or rows: each of the three fractions says
 how much of the family's rate a thin op reaches. One rate for all families mispredicts by a factor of 2 to 4; by family
-the typical error is a factor of 1.5, enough to rank orders (see benchmarks/calibrate_defaults.py, which fits the
+the typical error is a factor of 1.7, enough to rank orders (see benchmarks/calibrate_defaults.py, which fits the
 default constants). Forward and forward with backward have constants of their own: their ratio runs from 4 to 10.
 """
 
