@@ -1,5 +1,6 @@
 """The planner against brute force over all trees, and its behaviour at the edges."""
 
+from dataclasses import replace
 from math import inf
 
 import opt_einsum
@@ -7,6 +8,7 @@ import pytest
 
 from ce_fx.algebra.parser import parse
 from ce_fx.plan.costs import flops_goal, foldable
+from ce_fx.plan.greedy import greedy
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.path_info import path_info
 from ce_fx.plan.plan import PlanError
@@ -118,6 +120,24 @@ def test_twenty_operands_in_a_chain_or_ring(ring):
 def test_twelve_operands_are_planned_exactly(network):
     assert network.n == 12
     assert make_plan(network, objective="flops").method == "optimal"
+
+
+@pytest.mark.parametrize(
+    ("network", "most"), [(train(11), 261_625), (cp(11), 261_625), (chain(12), 52_325)], ids=["train", "cp", "chain"]
+)
+def test_twelve_operands_price_no_split_twice(network, most):
+    """What bounds the time of a plan: the (3^12 - 2^13 + 1)/2 splits; where the bound helps, a fifth of them."""
+    goal = flops_goal(network, "forward")
+    priced = 0
+
+    def step(left, right, room):
+        nonlocal priced
+        priced += 1
+        return goal.step(left, right, room)
+
+    cap = goal.total(greedy(network))
+    exact([1 << n for n in range(12)], replace(goal, step=step), cap)
+    assert 0 < priced <= most <= (3**12 - 2**13 + 1) // 2
 
 
 @pytest.mark.slow
