@@ -29,6 +29,8 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> G
         example_inputs: one value for each placeholder, in order: tensors (real or fake), numbers.
         **options: those of `optimize`.
 
+    A graph carries no guards: the result holds for the sizes of the example inputs (symbolic ones for any size).
+
     Returns:
         A graph module with the same placeholders, the same parameters (by reference) and the same values. Where
         nothing is gained its graph is the same, node by node.
