@@ -46,9 +46,8 @@ def run(arguments: argparse.Namespace, factorization: str, implementation: str) 
     model = build(factorization, arguments.rank, implementation).eval()
     x = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
     print(f"\n{factorization} {implementation}, rank {arguments.rank}, {tuple(x.shape)}, {arguments.objective}")
-    print(
-        f"  largest difference in float64   {largest_difference(model, x, arguments.objective):.1e} of the largest output"
-    )
+    difference = largest_difference(model, x, arguments.objective)
+    print(f"  largest difference in float64   {difference:.1e} of the largest output")
     with torch.no_grad():
         start = time.perf_counter()
         fast = ce_fx.optimize(model, (x,), objective=arguments.objective)
