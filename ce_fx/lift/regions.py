@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
+from torch import Tensor
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from ce_fx.algebra import Expression
 from ce_fx.capture.reading import Reading
@@ -229,9 +231,7 @@ def _unfit(op: Node) -> Refusal | None:
     return None
 
 
-def _tensors(op: Node) -> Iterator:  # type: ignore[type-arg]
-    from torch import Tensor
-
+def _tensors(op: Node) -> Iterator[Tensor]:
     for node in (op, *op.all_input_nodes):
         value = node.meta.get("val")
         if isinstance(value, Tensor):
@@ -245,8 +245,6 @@ def _uses(user: Node, operand: Node) -> int:
         nonlocal uses
         uses += node is operand
         return node
-
-    from torch.fx.node import map_arg
 
     map_arg((user.args, user.kwargs), visit)
     return uses

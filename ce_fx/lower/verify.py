@@ -32,7 +32,7 @@ def mismatch(
 
     Both are run in double precision where the device has it, so that rounding cannot hide a difference: results must
     agree to `1e-9 * sqrt(length)` of the largest value. Nodes that name a dtype (`.float()`) cannot be run so; then
-    the leaves keep their own.
+    the leaves keep their own, and the results must agree to 32 roundings times `sqrt(length)`.
 
     Args:
         written: the original nodes.
@@ -53,7 +53,8 @@ def mismatch(
         return f"{got.dtype} {tuple(got.shape)} instead of {expected.dtype} {tuple(expected.shape)}"
     scale = float(expected.abs().max()) if expected.numel() else 0.0
     difference = float((expected - got).abs().max()) if expected.numel() else 0.0
-    allowed = (1e-9 if expected.dtype in (torch.float64, torch.complex128) else 1e-3) * max(1.0, length**0.5)
+    double = expected.dtype in (torch.float64, torch.complex128)
+    allowed = (1e-9 if double else 32 * torch.finfo(expected.dtype).eps) * max(1.0, length**0.5)
     if difference <= allowed * scale or difference == 0.0:
         return None
     return f"largest difference {difference:.3g}, largest value {scale:.3g}"
