@@ -1,0 +1,1 @@
+"""Knowing time: the calibration of a device, the measured choice between candidates, and what is kept on disk."""
