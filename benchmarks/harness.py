@@ -1,12 +1,12 @@
-"""Interleaved timing: A B A B .. in one process, medians, and the median of the ratios round by round."""
+"""Times of several candidates, interleaved, so that a drift of the machine meets all of them alike."""
 
 from __future__ import annotations
 
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -18,10 +18,28 @@ class Timing:
     Attributes:
         seconds: of each candidate.
         ratio: the first candidate's time over each candidate's, round by round.
+        rounds: each candidate's seconds, round by round.
     """
 
     seconds: dict[str, float]
     ratio: dict[str, float]
+    rounds: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def gain(self, name: str, over: str) -> float:
+        """How many times faster a candidate is than another: the median of the ratios round by round."""
+        return statistics.median(_ratios(self.rounds[over], self.rounds[name]))
+
+    def spread(self, name: str, over: str) -> float:
+        """Half the distance between the quartiles of those ratios, relative to their median; 0 below 4 rounds."""
+        ratios = _ratios(self.rounds[over], self.rounds[name])
+        if len(ratios) < 4:
+            return 0.0
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        return (high - low) / 2 / middle
+
+    def fastest(self, names: Iterable[str]) -> str:
+        """The candidate with the smallest median time."""
+        return min(names, key=self.seconds.__getitem__)
 
 
 def compare(candidates: Mapping[str, Callable[[], object]], rounds: int = 11, budget: float = 0.05) -> Timing:
@@ -34,24 +52,17 @@ def compare(candidates: Mapping[str, Callable[[], object]], rounds: int = 11, bu
     """
     repeats = {}
     for name, run in candidates.items():
-        run()
-        start = time.perf_counter()
-        run()
-        repeats[name] = max(1, round(budget / max(1e-9, time.perf_counter() - start)))
+        _seconds(run, 1)
+        repeats[name] = max(1, round(budget / max(1e-9, _seconds(run, 1))))
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                run()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+    for number in range(rounds):
+        # Every other round runs backwards: what a candidate leaves in the caches is not always met by the same one.
+        for name in list(candidates)[:: -1 if number % 2 else 1]:
+            times[name].append(_seconds(candidates[name], repeats[name]))
     first = next(iter(candidates))
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    ratio = {
-        name: statistics.median(a / b for a, b in zip(times[first], values, strict=True))
-        for name, values in times.items()
-    }
-    return Timing(seconds, ratio)
+    ratio = {name: statistics.median(_ratios(times[first], values)) for name, values in times.items()}
+    return Timing(seconds, ratio, {name: tuple(values) for name, values in times.items()})
 
 
 def machine() -> str:
@@ -63,3 +74,22 @@ def machine() -> str:
     except (OSError, StopIteration):
         pass
     return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _seconds(run: Callable[[], object], repeats: int) -> float:
+    """Seconds of one run, averaged over some; work that was queued on a GPU is waited for."""
+    _synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    _synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _ratios(over: Iterable[float], values: Iterable[float]) -> list[float]:
+    return [a / b for a, b in zip(over, values, strict=True)]
