@@ -45,12 +45,12 @@ def slide(graph: Graph, network: Network, step: Step, larger: Value, smaller: Va
             dims[number] = _slide_dim(network, number, *grids)
         else:
             dim = _slide_dim(network, number, grids[1], grids[0], grids[2])
-            contract = _contract_shifts if network.axes[number].window.transposed else _contract_windows
+            contract = _contract_shifts if network.axes[number].window.transposed else contract_windows
             smaller, larger = contract(graph, number, dim, smaller, larger)
     transposed = {axis for axis in dims if network.axes[axis].window.transposed}
     plain = sorted(set(dims) - transposed, key=lambda axis: -dims[axis].kernel)
     for number in plain[0 if transposed else 3 :]:
-        larger, smaller = _contract_windows(graph, number, dims.pop(number), larger, smaller)
+        larger, smaller = contract_windows(graph, number, dims.pop(number), larger, smaller)
     for number in sorted(transposed, key=lambda axis: -dims[axis].kernel)[3:]:
         larger, smaller = _contract_shifts(graph, number, dims.pop(number), larger, smaller)
     return _convolution(graph, step, larger, smaller, dims, _transposed_call if transposed else _plain_call)
@@ -66,6 +66,12 @@ def merge(graph: Graph, network: Network, step: Step, larger: Value, smaller: Va
     for axis in sorted(dims, key=lambda axis: -dims[axis].kernel)[3:]:
         larger, smaller = _contract_shifts(graph, axis, dims.pop(axis), larger, smaller)
     return _convolution(graph, step, larger, smaller, dims, _transposed_call)
+
+
+def slide_dims(network: Network, step: Step) -> dict[int, Dim]:
+    """How the features, all on the larger side, are convolved along each joined axis."""
+    left = left_is_larger(step, network)
+    return {axis.axis: _slide_dim(network, axis.axis, *_grids(axis, left)) for axis in step.joined}
 
 
 def _grids(axis: AxisStep, left_first: bool) -> tuple[Grid, Grid, Grid]:
@@ -189,7 +195,7 @@ def _short(given: dict[str, Any]) -> dict[str, Any]:
     return short
 
 
-def _contract_windows(graph: Graph, axis: int, dim: Dim, x: Value, w: Value) -> tuple[Value, Value]:
+def contract_windows(graph: Graph, axis: int, dim: Dim, x: Value, w: Value) -> tuple[Value, Value]:
     """Unfold x along an axis: the kernel's positions become an index of both sides that is contracted."""
     tap = Index(f"tap.{axis}", dim.kernel)
     x = split(graph, x)
@@ -199,7 +205,7 @@ def _contract_windows(graph: Graph, axis: int, dim: Dim, x: Value, w: Value) -> 
     node = cropped_or_padded(graph, x.node, pads)
     node = unfolded(graph, node, place, dim)
     opened = Value(node, (*x.dims, (tap,)), {**x.lengths, axis: dim.out})
-    return opened, _renamed(w, axis, tap)
+    return opened, renamed(w, axis, tap)
 
 
 def _contract_shifts(graph: Graph, axis: int, dim: Dim, a: Value, b: Value) -> tuple[Value, Value]:
@@ -221,10 +227,10 @@ def _contract_shifts(graph: Graph, axis: int, dim: Dim, a: Value, b: Value) -> t
     b = split(graph, b)
     reversed_b = graph.call_function(torch.flip, (b.node, [b.dims.index((axis,))]))
     lengths = {**a.lengths, axis: length}
-    return _contract_windows(graph, axis, spread, Value(node, a.dims, lengths), Value(reversed_b, b.dims, b.lengths))
+    return contract_windows(graph, axis, spread, Value(node, a.dims, lengths), Value(reversed_b, b.dims, b.lengths))
 
 
-def _renamed(value: Value, axis: int, letter: Index) -> Value:
+def renamed(value: Value, axis: int, letter: Index) -> Value:
     """A value with the letter of an axis replaced."""
     dims = tuple(tuple(letter if x == axis else x for x in dim) for dim in value.dims)
     return Value(value.node, dims, {a: n for a, n in value.lengths.items() if a != axis})

@@ -14,7 +14,8 @@ from torch.fx import Graph, Node
 
 from ce_fx.algebra import Index, flat
 from ce_fx.lower.convolve import merge, slide
-from ce_fx.lower.multiply import batched, matrix, pixels, product
+from ce_fx.lower.multiply import batched, matrix, pixels, pixels_matmul, product
+from ce_fx.lower.slides import band, taps, unfold
 from ce_fx.lower.value import Letter, Letters, LoweringError, Value, arranged, shape_of, split
 from ce_fx.plan.kinds import kind_of, left_is_larger
 from ce_fx.plan.network import Network
@@ -32,6 +33,9 @@ EMITTERS = {
     "mm": matrix,
 }
 """From the kind of a step to what emits it; each takes the larger side first."""
+
+WAYS = {"matmul": pixels_matmul, "unfold": unfold, "taps": taps, "band": band}
+"""The same for the ways that are not those of the kind; see `ce_fx.plan.ways`."""
 
 
 def emit(plan: Plan, graph: Graph, leaves: Sequence[Node]) -> Node:
@@ -59,21 +63,23 @@ def emit(plan: Plan, graph: Graph, leaves: Sequence[Node]) -> Node:
     ]
     outs = {axis.window.out: a for a, axis in enumerate(network.axes)}
     wish = tuple(outs.get(index, index) for index in flat(network.output))
-    return _finish(network, graph, _emit_tree(plan.tree, network, graph, values, wish))
+    return _finish(network, graph, _emit_tree(plan.tree, plan, graph, values, wish))
 
 
-def _emit_tree(tree: Tree, network: Network, graph: Graph, values: Sequence[Value], wish: Letters) -> Value:
+def _emit_tree(tree: Tree, plan: Plan, graph: Graph, values: Sequence[Value], wish: Letters) -> Value:
     """Emit a tree from its leaves up; the order of letters that a result should have is handed down."""
     if isinstance(tree, int):
         return values[tree]
+    network = plan.network
     step = step_of(network, subset_of(tree[0]), subset_of(tree[1]))
     first = left_is_larger(step, network)
     sides = (tree[0], tree[1]) if first else (tree[1], tree[0])
     wishes = _wishes(step, kind_of(step, network), first, wish)
     larger, smaller = (
-        _emit_tree(side, network, graph, values, wished) for side, wished in zip(sides, wishes, strict=True)
+        _emit_tree(side, plan, graph, values, wished) for side, wished in zip(sides, wishes, strict=True)
     )
-    return EMITTERS[kind_of(step, network)](graph, network, step, larger, smaller, wish)
+    emitter = WAYS.get(plan.ways.get(step.left | step.right, ""), EMITTERS[kind_of(step, network)])
+    return emitter(graph, network, step, larger, smaller, wish)
 
 
 def _wishes(step: Step, kind: str, left_first: bool, wish: Letters) -> tuple[Letters, Letters]:

@@ -95,6 +95,17 @@ def pixels(graph: Graph, network: Network, step: Step, larger: Value, smaller: V
     return Value(node, (lead, columns, *dims), larger.lengths)
 
 
+def pixels_matmul(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
+    """The same as a matmul, `[columns, K] @ [lead, K, positions]`."""
+    summed = _in_order(larger, step.contracted)
+    rows, columns = _others(larger, summed), _others(smaller, summed)
+    spatial = tuple(x for x in rows if isinstance(x, int))
+    lead = tuple(x for x in rows if not isinstance(x, int))
+    w = arranged(graph, smaller, [columns, summed])
+    x = arranged(graph, larger, [lead, summed, spatial])
+    return Value(graph.call_function(torch.matmul, (w, x)), (lead, columns, spatial), larger.lengths)
+
+
 def _two_dims(graph: Graph, value: Value, first: Letters, second: Letters) -> Node:
     """The value as a matrix; read transposed where that is how it is stored."""
     if first and second and value.letters == (*second, *first):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ce_fx.plan.network import Network
 from ce_fx.plan.tree import Tree
+from ce_fx.plan.ways import Way
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Plan:
         flops: multiply-adds of one forward evaluation (not weighted by mode).
         largest: elements of the largest intermediate (the output included, operands not).
         cost: the value of the objective that was minimised, in its unit (multiply-adds, elements or seconds).
+        ways: for the steps that are not evaluated in the way of their kind (see `ce_fx.plan.ways`), by the operands
+            of their result: the way.
     """
 
     network: Network
@@ -27,6 +31,7 @@ class Plan:
     flops: int
     largest: int
     cost: float
+    ways: Mapping[int, Way] = field(default_factory=dict)
 
 
 class PlanError(ValueError):

@@ -7,9 +7,11 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from ce_fx.algebra import Expression, Factor, Index, Tap, Term, Window
-from ce_fx.lower.emit import LoweringError, emit
+from ce_fx.lower.emit import WAYS, LoweringError, emit
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.plan import Plan
+from ce_fx.plan.tree import splits_of, step_of
+from ce_fx.plan.ways import ways_of
 from tests.evaluate import evaluate
 
 B, S, T, R, G = Index("b", 2), Index("s", 3), Index("t", 4), Index("r", 2), Index("g", 2)
@@ -20,12 +22,12 @@ def axes(*indices):
     return tuple((i,) if isinstance(i, Index) else tuple(i) for i in indices)
 
 
-def lower(term, output, tree, operands=()):
+def lower(term, output, tree, operands=(), ways=None):
     """The product as a module; its graph is well-formed and calls public torch functions and tensor methods only."""
     network = Network(term, output, operands)
     graph = Graph()
     leaves = [graph.placeholder(f"x{n}") for n in range(network.n)]
-    graph.output(emit(Plan(network, tree, "written", 0, 0, 0.0), graph, leaves))
+    graph.output(emit(Plan(network, tree, "written", 0, 0, 0.0, ways or {}), graph, leaves))
     graph.lint()
     for node in graph.nodes:
         assert node.op in ("placeholder", "output", "call_function", "call_method")
@@ -52,11 +54,11 @@ def random_leaves(term, seed, dtype=torch.float64):
     return [torch.randn(s, generator=generator, dtype=dtype, requires_grad=True) for s in shapes]
 
 
-def check(term, output, tree, operands=(), seed=0):
+def check(term, output, tree, operands=(), seed=0, ways=None):
     """Equal values and gradients to the definition."""
     leaves = random_leaves(term, seed)
     expected = evaluate(Expression(output, (term,)), dict(enumerate(leaves)))
-    got = lower(term, output, tree, operands)(*leaves)
+    got = lower(term, output, tree, operands, ways)(*leaves)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     cotangent = torch.randn(got.shape, dtype=got.dtype, generator=torch.Generator().manual_seed(seed + 1))
     wanted = torch.autograd.grad(expected, leaves, cotangent, allow_unused=True, materialize_grads=True)
@@ -111,6 +113,44 @@ def test_every_tree_of_a_random_network_equals_its_definition(seed):
     term, output = random_network(random.Random(seed))
     for number, tree in enumerate(trees(list(range(len(term.factors))))):
         check(term, output, tree, seed=number)
+
+
+def other_ways(network, tree):
+    """For every step of a tree, its subset and the ways that are not that of its kind."""
+    steps = [step_of(network, left, right) for left, right in splits_of(tree)]
+    return {step.left | step.right: ways_of(step, network)[1:] for step in steps}
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_every_way_of_every_step_equals_its_definition(seed):
+    """One step at a time is evaluated in each of its other ways, and all together in random ones."""
+    rng = random.Random(seed)
+    term, output = random_network(rng)
+    every = list(trees(list(range(len(term.factors)))))
+    for tree in rng.sample(every, min(3, len(every))):
+        others = other_ways(Network(term, output), tree)
+        for subset, ways in others.items():
+            for way in ways:
+                check(term, output, tree, seed=seed, ways={subset: way})
+        check(term, output, tree, seed=seed, ways={s: rng.choice(ways) for s, ways in others.items() if ways})
+
+
+def test_every_way_occurs_in_random_networks():
+    seen = set()
+    for seed in range(200):
+        term, output = random_network(random.Random(seed))
+        for tree in trees(list(range(len(term.factors)))):
+            seen |= {way for ways in other_ways(Network(term, output), tree).values() for way in ways}
+    assert seen == set(WAYS) - {"matmul"}
+
+
+def test_a_matmul_at_many_positions_equals_its_definition():
+    i, o, k = Index("h", 20), Index("o", 20), Index("k", 3)
+    window = Window(i, o, (Tap(k, 1),), 1, 1)
+    term = Term((Factor(0, axes(B, S, i)), Factor(1, axes(S, R)), Factor(2, axes(R, k))), (window,))
+    network = Network(term, axes(B, o, R))
+    assert other_ways(network, ((0, 1), 2))[0b011] == ("matmul",)
+    check(term, axes(B, o, R), ((0, 1), 2), ways={0b011: "matmul"})
 
 
 def conv_term(*, stride=1, pad=1, size=6, out=6, kernel=3, dilation=1, circular=False):

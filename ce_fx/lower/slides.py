@@ -1,0 +1,146 @@
+"""A convolution by other means than torch's: windows copied out, kernel positions added up, or a matrix of positions.
+
+Each turns the joined axes into ordinary indices that a matmul contracts; see `ce_fx.plan.ways` for where that pays.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from itertools import product
+from math import prod
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from ce_fx.algebra import Index
+from ce_fx.lower.convolve import contract_windows, renamed, slide_dims
+from ce_fx.lower.padding import Dim, Pad, cropped_or_padded
+from ce_fx.lower.value import Letter, Letters, Value, arranged, split
+from ce_fx.plan.network import Network
+from ce_fx.plan.tree import Step
+
+
+def unfold(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
+    """The windows of the features are copied out, and their positions contracted with the kernel's."""
+    for axis, dim in slide_dims(network, step).items():
+        larger, smaller = contract_windows(graph, axis, dim, larger, smaller)
+    return _at_positions(graph, step, larger, smaller)
+
+
+def taps(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
+    """Every kernel position has columns of its own, and what they give is shifted and added up."""
+    dims = slide_dims(network, step)
+    names = {axis: Index(f"tap.{axis}", dim.kernel) for axis, dim in dims.items()}
+    for axis, name in names.items():
+        smaller = renamed(smaller, axis, name)
+    value = _at_positions(graph, step, larger, smaller, tuple(names.values()))
+    tap_letters = tuple(names.values())
+    places = tuple(x for x in larger.letters if isinstance(x, int))
+    columns = _columns(smaller, step, tap_letters)
+    lead = tuple(x for x in value.letters if x not in (*tap_letters, *columns, *places))
+    shaped: tuple[Letters, ...] = (lead, tap_letters, columns, *((place,) for place in places))
+    node = arranged(graph, value, shaped)
+    pads = [
+        Pad(value.size(place), dims[place].left, dims[place].right) if place in dims else Pad(value.size(place))
+        for place in places
+    ]
+    node = cropped_or_padded(graph, node, pads)
+    total: Node | None = None
+    for number, shifts in enumerate(product(*(range(dim.kernel) for dim in dims.values()))):
+        here = graph.call_function(torch.select, (node, 1, number))
+        here = _shifted(graph, here, places, dims, dict(zip(dims, shifts, strict=True)))
+        total = here if total is None else graph.call_function(torch.add, (total, here))
+    assert total is not None
+    lengths = {**value.lengths, **{axis: dim.out for axis, dim in dims.items()}}
+    return Value(total, (lead, columns, *((place,) for place in places)), lengths)
+
+
+def band(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
+    """The kernel becomes a matrix from positions to positions: `w[i - stride*o + left]` at row i and column o."""
+    dims = slide_dims(network, step)
+    for axis, dim in dims.items():
+        larger = renamed(larger, axis, Index(f"band.{axis}", dim.length))
+        smaller = _spread(graph, axis, dim, smaller)
+    smaller = split(graph, smaller)
+    reversed_ = [smaller.dims.index((axis,)) for axis in dims]
+    smaller = Value(graph.call_function(torch.flip, (smaller.node, reversed_)), smaller.dims, smaller.lengths)
+    bands = tuple(x for x in larger.letters if isinstance(x, Index) and x.name.startswith("band."))
+    summed = (*_in_order(larger, step.contracted), *bands)
+    batch = _in_order(larger, step.batch)
+    rows = _others(larger, (*batch, *summed))
+    columns = (*_columns(smaller, step, bands), *dims)
+    lengths = {**larger.lengths, **smaller.lengths}
+    if batch:
+        x = arranged(graph, larger, [batch, rows, summed])
+        w = arranged(graph, smaller, [batch, summed, columns])
+        return Value(graph.call_function(torch.bmm, (x, w)), (batch, rows, columns), lengths)
+    x = arranged(graph, larger, [rows, summed])
+    w = arranged(graph, smaller, [summed, columns])
+    return Value(graph.call_function(torch.mm, (x, w)), (rows, columns), lengths)
+
+
+def _at_positions(graph: Graph, step: Step, x: Value, w: Value, taps: Letters = ()) -> Value:
+    """`[columns, K] @ [lead, K, positions]`, or with the indices that both sides keep as a batch.
+
+    Kernel positions that x does not have come before the columns.
+    """
+    shared = [letter for letter in x.letters if letter in w.letters]
+    batch = tuple(letter for letter in shared if letter in step.batch)
+    summed = tuple(letter for letter in shared if letter not in step.batch)
+    places = tuple(letter for letter in x.letters if isinstance(letter, int))
+    lead = _others(x, (*shared, *places))
+    columns = (*taps, *_columns(w, step, (*taps, *summed)))
+    lengths = {**w.lengths, **x.lengths}
+    if batch:
+        left = arranged(graph, w, [batch, columns, summed])
+        right = arranged(graph, x, [lead, batch, summed, places])
+        return Value(graph.call_function(torch.matmul, (left, right)), (lead, batch, columns, places), lengths)
+    left = arranged(graph, w, [columns, summed])
+    right = arranged(graph, x, [lead, summed, places])
+    return Value(graph.call_function(torch.matmul, (left, right)), (lead, columns, places), lengths)
+
+
+def _shifted(graph: Graph, node: Node, places: Letters, dims: Mapping[int, Dim], shifts: Mapping[int, int]) -> Node:
+    """The positions `stride*o + dilation*k` of the padded position dims, which are the last ones."""
+    slices: list[Any] = [Ellipsis]
+    for place in places:
+        if place not in dims:
+            slices.append(slice(None))
+            continue
+        dim = dims[place]
+        start = dim.dilation * shifts[place]
+        slices.append(slice(start, start + (dim.out - 1) * dim.stride + 1, dim.stride))
+    return graph.call_function(operator.getitem, (node, tuple(slices)))
+
+
+def _spread(graph: Graph, axis: int, dim: Dim, w: Value) -> Value:
+    """A kernel as a matrix along an axis: output positions, from the last to the first, and input positions.
+
+    The padded kernel `v[j] = w[j - stride*(out - 1) + left]`, read through windows of `length` positions: the one that
+    starts at `stride*m` is the row of output position `out - 1 - m`.
+    """
+    w = split(graph, w)
+    place = w.dims.index((axis,))
+    before = dim.stride * (dim.out - 1) - dim.left
+    pads = [Pad(prod(w.size(x) for x in d)) for d in w.dims]
+    pads[place] = Pad(dim.kernel, before, dim.length + dim.left - dim.kernel)
+    node = cropped_or_padded(graph, w.node, pads)
+    node = graph.call_method("unfold", (node, place, dim.length, dim.stride))
+    return Value(node, (*w.dims, (Index(f"band.{axis}", dim.length),)), {**w.lengths, axis: dim.out})
+
+
+def _columns(w: Value, step: Step, others: Letters) -> Letters:
+    """The letters that a kernel adds to the result, without the axes that it slides along."""
+    joined = {axis.axis for axis in step.joined}
+    taken: set[Letter] = {*step.batch, *step.contracted, *others, *joined}
+    return tuple(x for x in w.letters if x not in taken)
+
+
+def _in_order(value: Value, letters: Letters | tuple[Index, ...]) -> Letters:
+    return tuple(x for x in value.letters if x in letters)
+
+
+def _others(value: Value, letters: Letters) -> Letters:
+    return tuple(x for x in value.letters if x not in letters)

@@ -1,0 +1,145 @@
+"""The ways in which one pairwise step can be evaluated, and what each costs.
+
+A step has a way of its own kind (see `ce_fx.plan.kinds`). Some have others, equal in value:
+
+    kind     way       what runs                                                    pays where
+    slide    conv      torch's convolution                                          most steps
+    slide    unfold    windows of the features copied out, then a matmul            small images, many channels
+    slide    taps      a matmul to all kernel positions, shifted and added up       few output channels
+    slide    band      the kernel spread to a matrix over positions, then a matmul  tiny images, thin kernels
+    pixels   conv      a 1x1 convolution                                            many positions
+    pixels   matmul    a matmul with the features as batch                          few of them
+
+"unfold" is im2col (Chellapilla et al., 2006), "taps" the same transposed (col2im of a kernel-to-row product), "band"
+a Toeplitz matrix. Which is fastest depends on sizes and machine by factors of 2 to 4, so the time model prices them
+and the clock decides between the closest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import TypeAlias
+
+from ce_fx.plan.kinds import kind_of, left_is_larger, ops_of
+from ce_fx.plan.network import Network
+from ce_fx.plan.ops import Op
+from ce_fx.plan.tree import AxisStep, Step
+
+Way: TypeAlias = str
+
+_TAPS = 9  # kernel positions that are added up one by one
+_BAND = 64  # positions of an image that a kernel is spread over
+
+
+def ways_of(step: Step, network: Network) -> tuple[Way, ...]:
+    """The ways to evaluate a step; the first is that of its kind."""
+    kind = kind_of(step, network)
+    if kind == "pixels":
+        return ("conv", "matmul")
+    if kind == "slide" and _plain(step, network):
+        return ("conv", *(way for way, fits in _FITS.items() if fits(step, network)))
+    return ("conv",) if kind in ("slide", "merge") else (kind,)
+
+
+def ops_of_way(step: Step, network: Network, way: Way) -> tuple[Op, ...]:
+    """What a cost model sees of a step that is evaluated in some way."""
+    if way in _PRICES and kind_of(step, network) == "slide":
+        return _PRICES[way](_Slide(step, network))
+    ops = ops_of(step, network)
+    if way == "matmul":
+        (op,) = ops
+        return (Op("bmm", op.macs, op.reduce, op.columns, op.rows, op.elements),)
+    return ops
+
+
+def _plain(step: Step, network: Network) -> bool:
+    """A convolution of at most three axes whose features are all on the larger side, not transposed, not wrapped."""
+    left = left_is_larger(step, network)
+    return len(step.joined) <= 3 and all(
+        axis.features_left is left
+        and not network.axes[axis.axis].window.transposed
+        and not network.axes[axis.axis].window.circular
+        for axis in step.joined
+    )
+
+
+def _taps_fit(step: Step, network: Network) -> bool:
+    return prod(axis.kernel for axis in step.joined) <= _TAPS
+
+
+def _band_fits(step: Step, network: Network) -> bool:
+    """Small images and kernels without gaps: a matrix over positions is built by shifting the kernel."""
+    gaps = any(axis.kernel > 1 and _kernel(axis).step != _features(axis).step for axis in step.joined)
+    return not gaps and prod(_features(axis).length for axis in step.joined) <= _BAND
+
+
+def _always(step: Step, network: Network) -> bool:
+    return True
+
+
+_FITS: dict[Way, Callable[[Step, Network], bool]] = {"unfold": _always, "taps": _taps_fit, "band": _band_fits}
+
+
+def _features(axis: AxisStep):  # type: ignore[no-untyped-def]
+    return axis.left if axis.features_left else axis.right
+
+
+def _kernel(axis: AxisStep):  # type: ignore[no-untyped-def]
+    return axis.right if axis.features_left else axis.left
+
+
+class _Slide:
+    """The sizes of a convolution that its prices are made of."""
+
+    def __init__(self, step: Step, network: Network) -> None:
+        def size(indices: tuple[object, ...]) -> int:
+            return prod(index.size for index in indices)  # type: ignore[attr-defined]
+
+        first = left_is_larger(step, network)
+        both = step.left | step.right
+        free = (step.left_free, step.right_free) if first else (step.right_free, step.left_free)
+        axes = (step.left_axes, step.right_axes) if first else (step.right_axes, step.left_axes)
+        self.lead = size(free[0])
+        self.groups = size(step.batch)
+        self.channels = size(step.contracted)
+        self.columns = size(free[1]) * prod(network.axis_length(axis, both) for axis in axes[1])
+        self.rest = prod(network.axis_length(axis, both) for axis in axes[0])
+        self.window = prod(axis.kernel for axis in step.joined)
+        self.ins = prod(_features(axis).length for axis in step.joined)
+        self.outs = prod(axis.out.length for axis in step.joined)
+        sides = (step.left, step.right) if first else (step.right, step.left)
+        self.x, self.w = network.size(sides[0]), network.size(sides[1])
+        self.y = network.size(both)
+        self.family = "bmm" if self.lead * self.groups > 1 else "mm"
+
+    def matmul(self, reduce: int, columns: int, rows: int, elements: int) -> Op:
+        """A product of matrices, one for each group and each entry of the lead."""
+        macs = self.lead * self.groups * reduce * columns * rows
+        return Op(self.family, macs, reduce, columns, rows, elements)
+
+
+def _copy(elements: int) -> Op:
+    return Op("copy", 0, 1, 1, elements, 2 * elements)
+
+
+def _unfold(s: _Slide) -> tuple[Op, ...]:
+    windows = s.lead * s.groups * s.channels * s.window * s.rest * s.outs
+    product = s.matmul(s.channels * s.window, s.columns, s.rest * s.outs, windows + s.w + s.y)
+    return (_copy(s.x), _copy(windows), _copy(s.w), product)
+
+
+def _taps(s: _Slide) -> tuple[Op, ...]:
+    shifted = s.lead * s.groups * s.columns * s.window * s.rest * s.ins
+    product = s.matmul(s.channels, s.columns * s.window, s.rest * s.ins, s.x + s.w + shifted)
+    add = Op("add", 0, 1, 1, s.y, 3 * s.y)
+    return (_copy(s.w), product, _copy(shifted), *(add for _ in range(s.window - 1)))
+
+
+def _band(s: _Slide) -> tuple[Op, ...]:
+    spread = s.w // max(1, s.window) * s.ins * s.outs
+    product = s.matmul(s.channels * s.ins, s.columns * s.outs, s.rest, s.x + spread + s.y)
+    return (_copy(s.w), _copy(spread), product)
+
+
+_PRICES: dict[Way, Callable[[_Slide], tuple[Op, ...]]] = {"unfold": _unfold, "taps": _taps, "band": _band}
