@@ -1,11 +1,16 @@
 """Predicted seconds of a tensor op: a roofline by family, with constants of one device.
 
-    t = t0 + macs / (rate * K/(K + k0) * N/(N + n0) * M/(M + m0)) + bytes / bandwidth
+    t = t0 + each * matrices + macs / (rate * K/(K + k0) * N/(N + n0) * M/(M + m0)) + bytes / bandwidth + beyond / far
 
-K is the reduction length, N the output channels of one group, M the pixels or rows: each of the three fractions says
-how much of the family's rate a thin op reaches. One rate for all families mispredicts by a factor of 2 to 4; by family
-the typical error is a factor of 1.7, enough to rank orders (see benchmarks/calibrate_defaults.py, which fits the
-default constants). Forward and forward with backward have constants of their own: their ratio runs from 4 to 10.
+K is the reduction length, N the output channels of one group, M the pixels or rows of one batch item: each of the three
+fractions says how much of the family's rate a thin op reaches. `matrices` are the batch items and groups that the
+product falls into; `beyond` are the bytes past `NEAR`, whose memory is asked from the system anew and is in no cache. The launch of a convolution of one small image is a fraction of that of others, for
+torch then multiplies matrices instead of calling a library with a set-up of its own (`use_mkldnn` in ATen's
+Convolution.cpp).
+
+One rate for all families mispredicts by a factor of 2 to 4; by family the typical error is a factor of 1.3 to 1.4 (see
+`ce_fx.tune.calibrate`, and benchmarks/calibrate_defaults.py for the constants that come with the package). Forward and
+forward with backward have constants of their own: their ratio runs from 4 to 10.
 """
 
 from __future__ import annotations
@@ -17,6 +22,13 @@ from typing import Any
 
 from ce_fx.plan.ops import FAMILIES, Op
 
+NEAR = 32 << 20
+"""Bytes up to which memory is reused and cached: what an allocator keeps, and about what a server's last cache holds.
+glibc maps larger blocks anew each time, at most from 32 MiB on (M_MMAP_THRESHOLD_MAX)."""
+
+SMALL = 20480
+"""Elements of one image up to which a lone convolution takes the short launch, as in ATen's `use_mkldnn`."""
+
 
 @dataclass(frozen=True)
 class Roofline:
@@ -27,6 +39,9 @@ class Roofline:
         rate: multiply-adds a second of a large op.
         k0, n0, m0: reduction length, channels and rows at which half of the rate is reached; 0 for no dependence.
         bandwidth: bytes a second.
+        alone: the fraction of `t0` that a convolution of one small image takes.
+        each: seconds for each batch item and group.
+        far: bytes a second, in addition, of what is past `NEAR`; 0 for no addition.
     """
 
     t0: float
@@ -35,21 +50,36 @@ class Roofline:
     n0: float
     m0: float
     bandwidth: float
+    alone: float = 1.0
+    each: float = 0.0
+    far: float = 0.0
 
-    def seconds(self, op: Op, itemsize: int = 4, macs: int = 1) -> float:
+    def seconds(self, op: Op, itemsize: int = 4, macs: float = 1) -> float:
         """Seconds of an op.
 
         Args:
             op: what runs.
             itemsize: bytes of an element.
-            macs: real multiply-adds of one multiply-add.
+            macs: multiply-adds of float32 that one multiply-add takes.
         """
-        time = self.t0 + op.elements * itemsize / self.bandwidth
+        data = op.elements * itemsize
+        time = self.t0 + data / self.bandwidth
+        if self.far and data > NEAR:
+            time += (data - NEAR) / self.far
         if op.macs:
             sizes = ((self.k0, op.reduce), (self.n0, op.columns), (self.m0, op.rows))
             thin = prod(1 + half / max(1, size) for half, size in sizes)
             time += op.macs * macs * thin / self.rate
+            matrices = op.macs // max(1, op.reduce * op.columns * op.rows)
+            time += self.each * matrices
+            if self.alone != 1 and matrices <= 1 and _image(op) <= SMALL:
+                time -= self.t0 * (1 - self.alone)
         return time
+
+
+def _image(op: Op) -> int:
+    """Elements of the image that an ungrouped convolution of one reads."""
+    return op.elements - op.columns * (op.reduce + op.rows)
 
 
 @dataclass(frozen=True)
@@ -90,13 +120,23 @@ class TimeModel:
         """The same device with another kind of number."""
         return replace(self, itemsize=itemsize, complex_numbers=complex_numbers)
 
+    @property
+    def real_macs(self) -> float:
+        """Multiply-adds of float32 that one takes: a complex one is four, one of float64 two, by the lanes of SIMD.
+
+        Rates are of float32, whatever was measured. Halves are taken to run like singles: whether a device has
+        units for them is for a calibration to say.
+        """
+        width = self.itemsize / 2 if self.complex_numbers else self.itemsize
+        return (4 if self.complex_numbers else 1) * max(1.0, width / 4)
+
     def forward(self, op: Op) -> float:
         """Predicted seconds of an op."""
-        return self.forward_rates[op.family].seconds(op, self.itemsize, 4 if self.complex_numbers else 1)
+        return self.forward_rates[op.family].seconds(op, self.itemsize, self.real_macs)
 
     def forward_backward(self, op: Op) -> float:
         """Predicted seconds of an op and its backward, both operands getting a gradient."""
-        return self.both_rates[op.family].seconds(op, self.itemsize, 4 if self.complex_numbers else 1)
+        return self.both_rates[op.family].seconds(op, self.itemsize, self.real_macs)
 
     def seconds(self, ops: Iterable[Op], grads: int = 0) -> float:
         """Predicted seconds of a step's ops; `grads` (0, 1 or 2) operands get a gradient.
@@ -112,8 +152,7 @@ class TimeModel:
     @property
     def fastest(self) -> float:
         """Multiply-adds a second that no op exceeds: the bound that a search prunes by."""
-        rate = max(r.rate for r in self.forward_rates.values())
-        return rate / (4 if self.complex_numbers else 1)
+        return max(r.rate for r in self.forward_rates.values()) / self.real_macs
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""

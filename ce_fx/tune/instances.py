@@ -103,7 +103,7 @@ def _batched(rng: random.Random) -> Instance:
     g, m = rng.choice((2, 4, 8, 16, 32, 64)), rng.choice(ROWS)
     k, n = rng.choice((2, *FEW)), rng.choice((1, 2, *FEW))
     b = rng.choice(BATCHES)
-    op = Op("bmm", g * b * m * k * n, k, n, b * m, g * (b * m * k + k * n + b * m * n))
+    op = Op("bmm", g * b * m * k * n, k, n, m, g * (b * m * k + k * n + b * m * n))
     if b == 1:
         return Instance(op, torch.bmm, ((g, m, k), (g, k, n)))
     return Instance(op, lambda x, w: torch.matmul(w, x), ((b, g, k, m), (g, n, k)))

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ce_fx.plan.ops import Op
 from ce_fx.tune.instances import Instance
@@ -133,7 +133,8 @@ def _clock_waiting(run: Callable[[], object], repeats: int, device: torch.device
 
 def _clock_cuda(run: Callable[[], object], repeats: int, device: torch.device) -> float:
     with torch.cuda.device(device):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        event: Any = torch.cuda.Event  # untyped in torch
+        start, end = event(enable_timing=True), event(enable_timing=True)
         torch.cuda.synchronize()
         start.record()
         for _ in range(repeats):
