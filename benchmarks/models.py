@@ -27,6 +27,7 @@ class KroneckerConv(nn.Module):
         self.right = nn.Parameter(torch.randn(terms, *right, 1, 3) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The kernel by torch.kron, then one convolution."""
         kernel = sum(torch.kron(a, b) for a, b in zip(self.left, self.right, strict=True))
         return F.conv2d(x, kernel, padding=1)
 
@@ -63,9 +64,10 @@ class BlockTermConv(nn.Module):
         super().__init__()
         self.down = nn.ParameterList(_matrix(rank, channels) for _ in range(blocks))
         self.core = nn.ParameterList(nn.Parameter(torch.randn(rank, rank, 3, 3) / (3 * rank**0.5)) for _ in self.down)
-        self.up = nn.ParameterList(_matrix(channels, rank * blocks, rank) for _ in self.down)
+        self.up = nn.ParameterList(_matrix(channels, rank, rank * blocks) for _ in self.down)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Block by block."""
         total = 0
         for down, core, up in zip(self.down, self.core, self.up, strict=True):
             y = F.conv2d(F.conv2d(x, down), core, padding=1)
@@ -131,6 +133,7 @@ class Einsum(nn.Module):
         self.factors = nn.ParameterList(nn.Parameter(torch.randn(shape) / shape[-1] ** 0.5) for shape in shapes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """One call."""
         return ce_fx.conv_einsum(self.string, x, *self.factors, optimize=self.optimize)
 
 
@@ -150,6 +153,7 @@ class ByHand(nn.Module):
         self.order = order
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer in the given order."""
         return self.order(self.layer, x)
 
 

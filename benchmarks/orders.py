@@ -1,8 +1,9 @@
 """Orders that an expert would write by hand over a layer's own factors, in plain torch.
 
-Each takes the layer and x and gives what the layer gives. A tensorly-torch convolution here is 3x3 with padding 1 and no
-bias; its stride is 1, or 2 for those that whole networks use (`cp_merged`, `tucker_core`, `tt_strips`). Letters: b batch, s and t input and output channels, h and w pixels or kernel rows and columns, ranks r,
-u, v, q.
+Each takes the layer and x and gives what the layer gives. A tensorly-torch convolution here is 3x3 with padding 1 and
+no bias; its stride is 1, or 2 for those that whole networks use (`cp_merged`, `tucker_core`, `tt_strips`).
+
+Letters: b batch, s and t input and output channels, h and w pixels or kernel rows and columns, ranks r, u, v, q.
 """
 
 from __future__ import annotations

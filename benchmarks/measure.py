@@ -1,0 +1,164 @@
+"""Measure one case in one mode: all candidates interleaved, first calls, peak bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ce_fx
+from benchmarks.cases import Case
+from benchmarks.harness import Timing, compare
+from benchmarks.results import Row
+
+MODES = ("forward", "train")
+FINALISTS = 2
+"""Hand-written orders that are measured along with the others; the rest are passed over after a first look."""
+LONG = 0.7
+"""Seconds of one run from which on fewer rounds do: its noise is small."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a case is measured.
+
+    Attributes:
+        rounds: of the final comparison.
+        budget: seconds of one timing of one candidate, at least.
+        tune: as in `ce_fx.optimize`.
+        inductor: measure Inductor as well, as written and after ce_fx.
+        device: where to run.
+        small: the inputs of tests.
+    """
+
+    rounds: int = 9
+    budget: float = 0.03
+    tune: str | bool = "auto"
+    inductor: bool = False
+    device: str = "cpu"
+    small: bool = False
+
+
+def measure(case: Case, mode: str, settings: Settings) -> Row:
+    """One row; an error of a candidate other than ce_fx is the row's error too.
+
+    Args:
+        case: what to measure.
+        mode: "forward" or "train".
+        settings: how.
+    """
+    x = case.input(settings.small).to(settings.device).requires_grad_(mode == "train")
+    with torch.set_grad_enabled(mode == "train"):
+        cold, *_ = _first_call(case, mode, settings, x, seed=0)
+        warm, module, fast = _first_call(case, mode, settings, x, seed=1)
+        runs: dict[str, Callable[[Tensor], Any]] = {"written": module, "ce_fx": fast}
+        if settings.inductor and not case.eager_only:
+            runs["inductor"] = torch.compile(module)
+            runs["ce_fx+inductor"] = ce_fx.optimize(module, (x,), tune=settings.tune, inner="inductor")
+        step = _forward if mode == "forward" else _training(module, x)
+        difference = _difference(module, fast, x)
+        candidates = {name: step(run, x) for name, run in runs.items()}
+        hands = {f"hand: {name}": step(bind(module), x) for name, bind in case.orders.items()}
+        candidates |= {name: hands[name] for name in _finalists(hands, settings)}
+        if case.dense is not None and mode == "forward":
+            candidates["dense"] = step(case.dense(module), x)
+        start = time.perf_counter()
+        candidates["written"]()
+        rounds = min(settings.rounds, 5) if time.perf_counter() - start > LONG else settings.rounds
+        timing = compare(candidates, rounds, settings.budget)
+        peak = _peaks(candidates, fast, settings)
+    return Row(
+        case.name,
+        mode,
+        timing.seconds,
+        _gains(timing),
+        timing.spread("ce_fx", "written"),
+        peak,
+        (cold, warm),
+        _decisions(fast),
+        difference,
+        case.idle,
+    )
+
+
+def _first_call(case: Case, mode: str, settings: Settings, x: Tensor, seed: int) -> tuple[float, nn.Module, nn.Module]:
+    """Seconds until a new module's first result, the module, and what was made of it."""
+    torch._dynamo.reset()  # the classes' code is shared: Dynamo would give up after eight modules of one class
+    module = case.module(seed).to(settings.device).train(mode == "train")
+    start = time.perf_counter()
+    if case.fast is not None:
+        fast = case.fast(module)
+        fast(x)
+    else:
+        fast = ce_fx.optimize(module, (x,), tune=settings.tune)
+    return time.perf_counter() - start, module, fast
+
+
+def _forward(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
+    return lambda: run(x)
+
+
+def _training(module: nn.Module, x: Tensor) -> Callable[[Callable[[Tensor], Tensor], Tensor], Callable[[], object]]:
+    """Forward, and the gradients of x and of every parameter for one fixed gradient of the output."""
+    inputs = [x, *module.parameters()]
+    seed = torch.randn_like(module(x))
+
+    def step(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(run(x), inputs, seed)
+
+    return step
+
+
+def _difference(module: nn.Module, fast: nn.Module, x: Tensor) -> float:
+    expected = module(x).detach()
+    return float((fast(x).detach() - expected).abs().max() / expected.abs().max())
+
+
+def _finalists(hands: dict[str, Callable[[], object]], settings: Settings) -> list[str]:
+    if len(hands) <= FINALISTS:
+        return list(hands)
+    timing = compare(hands, min(3, settings.rounds), settings.budget / 2)
+    return sorted(hands, key=timing.seconds.__getitem__)[:FINALISTS]
+
+
+def _gains(timing: Timing) -> dict[str, float]:
+    gains = {name: timing.gain("ce_fx", name) for name in timing.seconds if name != "ce_fx"}
+    if "ce_fx+inductor" in timing.seconds:
+        gains["ce_fx+inductor/inductor"] = timing.gain("ce_fx+inductor", "inductor")
+    return gains
+
+
+def _peaks(candidates: dict[str, Callable[[], object]], fast: nn.Module, settings: Settings) -> tuple[int, int] | None:
+    """On CUDA what the allocator saw; elsewhere the largest intermediates that the report knows of."""
+    if settings.device.startswith("cuda"):
+        return _allocated(candidates["written"]), _allocated(candidates["ce_fx"])
+    layers = _layers(fast)
+    if not layers:
+        return None
+    return max(layer.peak_before for layer in layers), max(layer.peak_after for layer in layers)
+
+
+def _allocated(run: Callable[[], object]) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _layers(fast: nn.Module) -> tuple[ce_fx.LayerReport, ...]:
+    try:
+        return ce_fx.report(fast).layers
+    except ce_fx.CeFxError:
+        return ()  # a case with its own `fast` was not optimised
+
+
+def _decisions(fast: nn.Module) -> str:
+    layers = _layers(fast)
+    counts = {d: sum(layer.decision == d for layer in layers) for d in ("rewritten", "kept", "refused")}
+    return ", ".join(f"{count} {decision}" for decision, count in counts.items() if count)
