@@ -41,12 +41,10 @@ demo: venv
 	OMP_NUM_THREADS=2 $(BIN)/python -m examples.demo
 
 bench: venv
-	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.resnet18 --all
-	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.conv_einsum_cp
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.table --threads 2
 
 bench-quick: venv
-	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.resnet18 --size 64 --rounds 3
-	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.conv_einsum_cp --rounds 3
+	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.table --threads 2 --rank .25 --quick
 
 clean:
 	rm -rf .venv build dist

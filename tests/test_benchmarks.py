@@ -1,0 +1,217 @@
+"""The benchmarks measure what they say: cases build, hand-written orders are their layers, results survive the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks import bars, results
+from benchmarks.cases import Case, cases, chosen, largest_difference
+from benchmarks.harness import Timing, compare
+from benchmarks.measure import Settings, measure
+from benchmarks.results import Row, Run
+from benchmarks.table import closing, main, mark, table
+
+CASES = cases((0.1,))
+BY_NAME = {case.name: case for case in CASES}
+# 512 channels cost seconds and show nothing that 64 do not.
+AFFORDABLE = [case for case in CASES if "512@7" not in case.name and "256@14" not in case.name]
+ORDERS = [(case, name) for case in AFFORDABLE for name in case.orders]
+STOPWATCH = Settings(rounds=1, budget=0.0, tune=False, small=True)
+
+
+def row(name="conv/tt/factorized/64@56/.25", mode="forward", gain=3.0, **more):
+    gains = {"written": gain, "hand: strips": 0.99, "hand: taps": 1.2} | more.pop("gain_more", {})
+    seconds = {"written": 3e-3, "ce_fx": 1e-3, "hand: strips": 0.99e-3, "hand: taps": 1.2e-3, "dense": 4e-3}
+    return Row(name, mode, seconds, gains, 0.02, (10**6, 2 * 10**6), (1.5, 0.2), "1 rewritten", 1e-7, **more)
+
+
+def run(*rows, machine="a machine", **options):
+    return Run(machine, {"tune": "auto", **options}, rows, 5.0)
+
+
+def test_names_are_unique():
+    assert len(BY_NAME) == len(CASES)
+
+
+@pytest.mark.parametrize("case", AFFORDABLE, ids=lambda case: case.name)
+def test_a_case_runs_on_its_small_input(case: Case):
+    x = case.input(small=True)
+    with torch.no_grad():
+        y = case.module().eval()(x)
+    assert len(case.small) == len(case.shape)
+    assert y.isfinite().all()
+    assert y.std() > 0
+
+
+@pytest.mark.parametrize(("case", "name"), ORDERS, ids=lambda each: getattr(each, "name", each))
+def test_a_hand_written_order_is_its_layer(case: Case, name: str):
+    assert largest_difference(case, case.orders[name]) < 1e-12
+
+
+@pytest.mark.parametrize("case", [c for c in AFFORDABLE if c.dense], ids=lambda case: case.name)
+def test_the_dense_layer_is_the_layer(case: Case):
+    assert largest_difference(case, case.dense) < 1e-12
+
+
+@pytest.mark.parametrize("case", [c for c in AFFORDABLE if c.fast], ids=lambda case: case.name)
+def test_the_string_in_another_order_is_the_layer(case: Case):
+    assert largest_difference(case, case.fast) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["cp", "tucker", "tt"])
+def test_a_model_by_hand_shares_its_parameters(kind: str):
+    case = BY_NAME[f"resnet18/{kind}/factorized/.25"]
+    model = case.module()
+    (twin,) = (bind(model) for bind in case.orders.values())
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in model.parameters()}
+    assert not any(type(m).__name__ == "ByHand" for m in model.modules())
+    assert sum(type(m).__name__ == "ByHand" for m in twin.modules()) == 16
+
+
+def test_the_regular_expression_picks_rows():
+    assert [c.name for c in chosen(CASES, "^conv/tt/factorized/64")] == ["conv/tt/factorized/64@56/.1"]
+    assert len(chosen(CASES)) == len(CASES)
+    assert all(c.quick for c in chosen(CASES, quick=True))
+
+
+@pytest.mark.parametrize(("only", "text"), [("no such case", "--list"), ("(", "no regular expression")])
+def test_a_bad_filter_says_the_cure(only, text):
+    with pytest.raises(ValueError, match=text):
+        chosen(CASES, only)
+
+
+def test_every_bar_has_rows_in_the_whole_table():
+    names = [case.name for case in cases()]
+    for bar in bars.BARS:
+        assert bars.judge([row(name, mode) for name in names for mode in ("forward", "train")], [bar]) or (
+            bar.value in (bars.over_inductor, bars.over_merged)
+        ), bar.text
+
+
+def test_a_bar_is_judged_by_its_worst_row():
+    bar = bars.Bar("all", "^conv/tt", "", 2.0, bars.over_written)
+    (verdict,) = bars.judge([row(), row(mode="train", gain=1.5), row("conv/cp/x", gain=0.1)], [bar])
+    assert (verdict.met, verdict.value, verdict.worst.mode, verdict.short, verdict.rows) == (False, 1.5, "train", 1, 2)
+    assert "NOT met" in str(verdict) and "1.50x" in str(verdict) and "1/2 rows" in str(verdict)
+    (verdict,) = bars.judge([row()], [bar])
+    assert verdict.met
+    assert bars.judge([row("head/x")], [bar]) == []
+
+
+def test_the_best_hand_written_order_is_the_fastest():
+    assert row().best_hand == "hand: strips"
+    assert bars.over_hand(row()) == 0.99
+    assert Row("x", "forward", {"written": 1.0}).best_hand is None
+
+
+@pytest.mark.parametrize(
+    ("one", "sign"),
+    [
+        (row(gain=0.96), "<"),
+        (row(gain=0.98), ""),
+        (row(gain_more={"ce_fx+inductor/inductor": 0.9}), "<"),
+        (dataclasses.replace(row(), difference=0.1), "?"),
+    ],
+)
+def test_a_row_that_lost_is_marked(one, sign):
+    assert mark(one) == sign
+    assert (f" {sign} " in table([one])) or not sign
+
+
+def test_a_failed_row_says_why():
+    assert "ValueError: no" in table([row(), Row("conv/x", "forward", error="ValueError: no")])
+
+
+def test_results_survive_the_disk(tmp_path):
+    before = run(row(), row(mode="train", idle=True), Row("x", "forward", error="boom"))
+    results.save(before, tmp_path / "folder" / "a.json")
+    assert results.load(tmp_path / "folder" / "a.json") == before
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": 99}'])
+def test_a_file_that_is_no_result_is_named(tmp_path, text):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="broken.json"):
+        results.load(path)
+
+
+def test_the_last_comparable_run_is_found(tmp_path):
+    for name, each in {
+        "a": dataclasses.replace(run(row()), when=1.0),
+        "b": dataclasses.replace(run(row(gain=2.0)), when=2.0),
+        "c": dataclasses.replace(run(row(), machine="another"), when=3.0),
+        "d": dataclasses.replace(run(row(), tune="no"), when=4.0),
+        "e": dataclasses.replace(run(row()), when=5.0),
+    }.items():
+        results.save(each, tmp_path / f"{name}.json")
+    (tmp_path / "f.json").write_text("{")
+    now = run(row())
+    assert results.last(now, tmp_path, besides=tmp_path / "e.json").when == 2.0
+    assert results.last(run(machine="a third"), tmp_path) is None
+
+
+def test_rows_that_changed_are_named_the_worst_first():
+    before = run(row("a", gain=2.0), row("b", gain=2.0), row("c", gain=2.0), row("gone"))
+    now = run(row("a", gain=2.1), row("b", gain=4.0), row("c", gain=1.0), row("new"))
+    assert [str(c) for c in results.changes(before, now)] == [
+        "c forward: 2.00x -> 1.00x",
+        "b forward: 2.00x -> 4.00x",
+    ]
+    assert "2 rows changed" in closing(now, before)
+
+
+def test_rows_are_replaced_by_name_and_mode():
+    merged = run(row("a"), row("b")).with_rows([row("b", gain=9.0), row("b", mode="train")])
+    assert [(r.name, r.mode, r.gain["written"]) for r in merged.rows] == [
+        ("a", "forward", 3.0),
+        ("b", "forward", 9.0),
+        ("b", "train", 3.0),
+    ]
+
+
+def test_ratios_are_medians_over_rounds():
+    timing = Timing({}, {}, {"a": (2.0, 2.0, 30.0), "b": (1.0, 2.0, 10.0)})
+    assert timing.gain("b", over="a") == 2.0
+    assert timing.gain("a", over="b") == 0.5
+    assert timing.spread("a", over="b") == 0.0  # three rounds have no quartiles
+
+
+def test_every_candidate_runs_in_every_round():
+    calls = []
+    timing = compare({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, budget=0.0)
+    assert [len(values) for values in timing.rounds.values()] == [3, 3]
+    assert calls.count("a") == calls.count("b") == 5  # twice to find the repeats
+    assert timing.ratio["a"] == 1.0
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+@pytest.mark.parametrize("name", ["conv/tt/factorized/64@56/.1", "string/cp", "chain/cp/128@28"])
+def test_a_measured_row_is_complete(name, mode):
+    measured = measure(BY_NAME[name], mode, STOPWATCH)
+    assert not measured.error
+    assert {"written", "ce_fx"} <= set(measured.seconds)
+    assert set(measured.gain) == set(measured.seconds) - {"ce_fx"}
+    assert measured.difference < 1e-4
+    assert measured.first is not None and min(measured.first) > 0
+    assert (measured.best_hand is not None) == bool(BY_NAME[name].orders)
+    assert ("dense" in measured.seconds) == (mode == "forward" and name.startswith("conv/"))
+    assert results.from_json(results.to_json(run(measured))).rows == (measured,)
+
+
+def test_the_command_writes_adds_and_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.table.FOLDER", tmp_path)
+    threads = torch.get_num_threads()
+    path = str(tmp_path / "now.json")
+    base = ["--rank", ".1", "--tune", "no", "--rounds", "1", "--threads", str(threads), "--json", path]
+    main([*base, "--only", "string/tr$", "--mode", "forward"])
+    again = main([*base, "--only", "string/tr$", "--mode", "train", "--add"])
+    assert [r.key for r in again.rows] == [("string/tr", "forward"), ("string/tr", "train")]
+    shown = main([*base, "--show"])
+    assert shown.rows == again.rows
+    printed = capsys.readouterr().out
+    assert "string/tr" in printed and "bars" in printed
