@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, TypeAlias
 
-from ce_fx.plan.kinds import ops_of
 from ce_fx.plan.network import Network
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.plan.tree import step_of
+from ce_fx.plan.tree import Step, step_of
+from ce_fx.plan.ways import best_way, ops_of_way, ways_of
 
 Cost: TypeAlias = "int | float"
 StepCost: TypeAlias = Callable[[int, int, Cost], Cost]
@@ -188,7 +188,8 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
 
     A step's ops depend on its sizes only, so they are priced once per `signature`. A step that multiply-adds at the
     fastest rate cannot afford is not priced at all. The side with the first operand is priced as the left one, as it
-    is in the trees that a search returns, so that the order of the sides makes no difference.
+    is in the trees that a search returns, so that the order of the sides makes no difference. Where memory is limited
+    every step is evaluated in the way of its kind, whose intermediates are those that the limit was checked for.
     """
     flops = _pair_flops(network)
     prices: dict[object, float] = {}
@@ -196,6 +197,11 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
     least = min(r.t0 for r in model.forward_rates.values())
     grad = network.differentiable if mode == "train" else 0
     folds = Memo(lambda subset: mode == "fold" and foldable(network, subset))
+
+    def priced(step: Step, grads: int) -> float:
+        if limit is None:
+            return best_way(step, network, model, grads)[0]
+        return model.seconds(ops_of_way(step, network, ways_of(step, network)[0]), grads)
 
     def step(left: int, right: int, room: Cost) -> Cost:
         if right & -right < left & -left:  # one price for both orders of the sides
@@ -208,7 +214,7 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
         key = (signature(network, left, right), grads)
         price = prices.get(key)
         if price is None:
-            price = prices[key] = model.seconds(ops_of(step_of(network, left, right), network), grads)
+            price = prices[key] = priced(step_of(network, left, right), grads)
         return price * weight
 
     return Goal(step, network.size, limit=limit)

@@ -15,7 +15,7 @@ The order as written is a candidate of every search, and is kept where nothing i
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Literal, NoReturn, TypeAlias
 
@@ -36,6 +36,7 @@ from ce_fx.plan.search import (
 )
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import Tree
+from ce_fx.plan.ways import Way, best_ways
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,10 @@ def make_plan(
     if certainty not in ("optimal", "connected") and method != "written":
         method = "greedy"
     log.debug("%d operands, %s for %s: %s", network.n, objective, mode, method)
-    return _plan(network, tree_of(best, network.everything), method, objective, mode, time_model)
+    tree = tree_of(best, network.everything)
+    fast = objective == "time" and memory_limit is None
+    ways = best_ways(network, tree, mode, time_model or TimeModel.default("cpu")) if fast else None
+    return plan_of(network, tree, method, objective, mode, time_model, ways)
 
 
 def written_tree(n: int) -> Tree:
@@ -278,7 +282,9 @@ def _fixed(
     Raises:
         PlanError: it is over the limit.
     """
-    plan = _plan(network, tree, method, objective, mode, model)
+    fast = objective == "time" and limit is None
+    ways = best_ways(network, tree, mode, model or TimeModel.default("cpu")) if fast else None
+    plan = plan_of(network, tree, method, objective, mode, model, ways)
     if limit is not None and plan.largest > limit:
         if network.n <= 2:
             cure = f"that is the result itself, so the limit must be at least {plan.largest}"
@@ -291,7 +297,26 @@ def _fixed(
     return plan
 
 
-def _plan(network: Network, tree: Tree, method: str, objective: Objective, mode: Mode, model: TimeModel | None) -> Plan:
+def plan_of(
+    network: Network,
+    tree: Tree,
+    method: str,
+    objective: Objective,
+    mode: Mode,
+    model: TimeModel | None,
+    ways: Mapping[int, Way] | None = None,
+) -> Plan:
+    """The plan of a tree that is known already, with its costs.
+
+    Args:
+        network: what to evaluate.
+        tree: the order.
+        method: where it is from.
+        objective: as in `make_plan`.
+        mode: as in `make_plan`.
+        model: as in `make_plan`, its `time_model`.
+        ways: as in `Plan`.
+    """
     splits = splits_table(tree)
     goal = _goal(network, objective, mode, None, model)
     return Plan(
@@ -301,4 +326,5 @@ def _plan(network: Network, tree: Tree, method: str, objective: Objective, mode:
         flops=sum(network.flops(left, right) for left, right in splits.values()),
         largest=max(map(network.size, splits), default=network.size(network.everything)),
         cost=goal.in_unit(goal.total(splits)),
+        ways=ways or {},
     )

@@ -21,13 +21,17 @@ from collections.abc import Callable
 from math import prod
 from typing import TypeAlias
 
+from ce_fx.algebra import Index
+from ce_fx.plan.grid import Grid
 from ce_fx.plan.kinds import kind_of, left_is_larger, ops_of
 from ce_fx.plan.network import Network
 from ce_fx.plan.ops import Op
-from ce_fx.plan.tree import AxisStep, Step
+from ce_fx.plan.time_model import TimeModel
+from ce_fx.plan.tree import AxisStep, Step, Tree, splits_of, step_of
 
 Way: TypeAlias = str
 
+_CAUTION = 1.25
 _TAPS = 9  # kernel positions that are added up one by one
 _BAND = 64  # positions of an image that a kernel is spread over
 
@@ -53,6 +57,37 @@ def ops_of_way(step: Step, network: Network, way: Way) -> tuple[Op, ...]:
     return ops
 
 
+def best_way(step: Step, network: Network, model: TimeModel, grads: int) -> tuple[float, Way]:
+    """The fastest way by a time model, and its predicted seconds; `grads` operands get a gradient.
+
+    A way that is not that of the kind has to be faster by the error that a prediction can have.
+    """
+    first, *others = ways_of(step, network)
+    best = (model.seconds(ops_of_way(step, network, first), grads), first)
+    for way in others:
+        best = min(best, (_CAUTION * model.seconds(ops_of_way(step, network, way), grads), way))
+    return best
+
+
+def best_ways(network: Network, tree: Tree, mode: str, model: TimeModel) -> dict[int, Way]:
+    """The fastest way by a time model for each step of a tree, where that is not the way of its kind.
+
+    Args:
+        network: what to evaluate.
+        tree: the order.
+        mode: "train" counts the backward.
+        model: prices ops.
+    """
+    grad = network.differentiable if mode == "train" else 0
+    ways = {}
+    for left, right in splits_of(tree):
+        step = step_of(network, left, right)
+        way = best_way(step, network, model, (left & grad != 0) + (right & grad != 0))[1]
+        if way != ways_of(step, network)[0]:
+            ways[left | right] = way
+    return ways
+
+
 def _plain(step: Step, network: Network) -> bool:
     """A convolution of at most three axes whose features are all on the larger side, not transposed, not wrapped."""
     left = left_is_larger(step, network)
@@ -65,7 +100,9 @@ def _plain(step: Step, network: Network) -> bool:
 
 
 def _taps_fit(step: Step, network: Network) -> bool:
-    return prod(axis.kernel for axis in step.joined) <= _TAPS
+    """Few kernel positions, and no padding beyond "same": there are no fewer products than output x kernel."""
+    shrinks = all(axis.out.length <= _features(axis).length for axis in step.joined)
+    return shrinks and prod(axis.kernel for axis in step.joined) <= _TAPS
 
 
 def _band_fits(step: Step, network: Network) -> bool:
@@ -81,11 +118,11 @@ def _always(step: Step, network: Network) -> bool:
 _FITS: dict[Way, Callable[[Step, Network], bool]] = {"unfold": _always, "taps": _taps_fit, "band": _band_fits}
 
 
-def _features(axis: AxisStep):  # type: ignore[no-untyped-def]
+def _features(axis: AxisStep) -> Grid:
     return axis.left if axis.features_left else axis.right
 
 
-def _kernel(axis: AxisStep):  # type: ignore[no-untyped-def]
+def _kernel(axis: AxisStep) -> Grid:
     return axis.right if axis.features_left else axis.left
 
 
@@ -93,8 +130,8 @@ class _Slide:
     """The sizes of a convolution that its prices are made of."""
 
     def __init__(self, step: Step, network: Network) -> None:
-        def size(indices: tuple[object, ...]) -> int:
-            return prod(index.size for index in indices)  # type: ignore[attr-defined]
+        def size(indices: tuple[Index, ...]) -> int:
+            return prod(index.size for index in indices)
 
         first = left_is_larger(step, network)
         both = step.left | step.right

@@ -9,7 +9,6 @@ from ce_fx.algebra import Factor, Index, Tap, Term, Window
 from ce_fx.algebra.parser import parse
 from ce_fx.plan.costs import MODES, flops_goal, peak_goal, saved_goal, signature, time_goal
 from ce_fx.plan.greedy import Noise, greedy, reconfigure, starts
-from ce_fx.plan.kinds import ops_of
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.plan import PlanError
 from ce_fx.plan.planner import make_plan
@@ -25,6 +24,7 @@ from ce_fx.plan.search import (
 )
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import splits_of, step_of, subset_of
+from ce_fx.plan.ways import ops_of_way, ways_of
 from tests.plan.brute_force import trees
 from tests.plan.networks import chain, cp, random_network, train
 
@@ -168,7 +168,8 @@ def test_steps_with_one_signature_have_the_same_ops(seed):
     for left in range(1, network.everything + 1):
         for right in range(1, network.everything + 1):
             if not left & right:
-                ops = ops_of(step_of(network, left, right), network)
+                step = step_of(network, left, right)
+                ops = [(way, ops_of_way(step, network, way)) for way in ways_of(step, network)]
                 assert seen.setdefault(signature(network, left, right), ops) == ops
     assert len(seen) > 1
 
