@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from ce_fx.plan.ops import Op
+from ce_fx.tune.clock import clock_of, plain_mode
 from ce_fx.tune.instances import Instance
 
 _TIMING = 1e-4  # seconds of one timing of a small op: shorter than a slice of the scheduler
@@ -47,7 +46,7 @@ def measure(one: Instance, device: torch.device, dtype: torch.dtype, budget: flo
         dtype: of its operands, floating point or complex.
         budget: seconds to spend; the slowest ops take more, for each is timed twice at least.
     """
-    with _undisturbed(device):
+    with plain_mode(device):
         generator = torch.Generator(device).manual_seed(0)  # one of our own: the global one is the user's
         operands = [
             torch.randn(shape, device=device, dtype=dtype, generator=generator).requires_grad_() for shape in one.shapes
@@ -73,7 +72,7 @@ def least_time(run: Callable[[], object], device: torch.device, budget: float) -
         device: where it runs; its queue is waited for.
         budget: seconds to spend.
     """
-    clock = _CLOCKS.get(device.type, _clock_waiting)
+    clock = clock_of(device)
     run()
     single = clock(run, 1, device)
     repeats = max(1, round(_TIMING / max(single, 1e-7)))
@@ -100,51 +99,3 @@ def disagreement(rounds: Sequence[Sequence[Sample]]) -> float:
         for backward in (False, True)
     ]
     return math.exp(statistics.median(factors))
-
-
-@contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Whatever the caller is in the middle of, run plain numbers with gradients."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if torch.amp.is_autocast_available(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        yield
-
-
-def _clock_host(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - start) / repeats
-
-
-def _clock_waiting(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """For a queue without events of its own."""
-    wait = torch.get_device_module(device).synchronize
-    wait()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    wait()
-    return (time.perf_counter() - start) / repeats
-
-
-def _clock_cuda(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    with torch.cuda.device(device):
-        event: Any = torch.cuda.Event  # untyped in torch
-        start, end = event(enable_timing=True), event(enable_timing=True)
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(repeats):
-            run()
-        end.record()
-        end.synchronize()
-    return float(start.elapsed_time(end)) * 1e-3 / repeats
-
-
-_CLOCKS: dict[str, Callable[[Callable[[], object], int, torch.device], float]] = {
-    "cpu": _clock_host,
-    "cuda": _clock_cuda,
-}
