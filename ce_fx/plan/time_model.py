@@ -4,9 +4,9 @@
 
 K is the reduction length, N the output channels of one group, M the pixels or rows of one batch item: each of the three
 fractions says how much of the family's rate a thin op reaches. `matrices` are the batch items and groups that the
-product falls into; `beyond` are the bytes past `NEAR`, whose memory is asked from the system anew and is in no cache. The launch of a convolution of one small image is a fraction of that of others, for
-torch then multiplies matrices instead of calling a library with a set-up of its own (`use_mkldnn` in ATen's
-Convolution.cpp).
+product falls into; `beyond` are the bytes past `NEAR`, whose memory is asked from the system anew and is in no cache.
+The launch of a convolution of one small image is a fraction of that of others, for torch then multiplies matrices
+instead of calling a library with a set-up of its own (`use_mkldnn` in ATen's Convolution.cpp).
 
 One rate for all families mispredicts by a factor of 2 to 4; by family the typical error is a factor of 1.3 to 1.4 (see
 `ce_fx.tune.calibrate`, and benchmarks/calibrate_defaults.py for the constants that come with the package). Forward and
