@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, inf, log
 from typing import Any
@@ -148,7 +148,7 @@ def plan_along(tree: Tree, of: Problem) -> Plan:
 
 
 def candidates(of: Problem, most: int = MOST, seed: int = 0) -> list[Candidate]:
-    """Distinct candidates, the preferred ones first: time-best, FLOPs-best, the planner's list, others at random."""
+    """Distinct ones: time-best (its tree in plain ways too), FLOPs-best, the planner's list, then random."""
     found: dict[str, Candidate] = {}
     best = inf
     for label, plan in _plans(of, seed):
@@ -170,6 +170,7 @@ def _plans(of: Problem, seed: int) -> Iterator[tuple[str, Plan]]:
     fast = planner.make_plan(of.network, objective="time", mode=mode, time_model=of.model)
     cheap = planner.make_plan(of.network, objective="flops", mode=mode)
     yield "time", fast
+    yield "time, plain ways", replace(fast, ways={})
     yield "flops", plan_along(cheap.tree, of)
     many = getattr(planner, "make_plans", None)
     if many is not None:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks import bars, results
+from benchmarks import bars, regret, results
 from benchmarks.cases import Case, cases, chosen, largest_difference
 from benchmarks.harness import Timing, compare
 from benchmarks.measure import Settings, measure
@@ -215,3 +215,63 @@ def test_the_command_writes_adds_and_shows(tmp_path, monkeypatch, capsys):
     assert shown.rows == again.rows
     printed = capsys.readouterr().out
     assert "string/tr" in printed and "bars" in printed
+
+
+@pytest.mark.parametrize(("n", "count"), [(2, 1), (3, 3), (4, 15), (5, 105)])
+def test_all_trees_are_all_and_different(n, count):
+    def unordered(tree):
+        return tree if isinstance(tree, int) else frozenset(map(unordered, tree))
+
+    trees = list(regret._all_trees(list(range(n))))
+    assert len(trees) == len({unordered(tree) for tree in trees}) == count
+
+
+def test_a_regret_is_time_over_the_fastest():
+    found = [
+        regret.Candidate("time", torch.zeros, predicted=1.0, flops=9),
+        regret.Candidate("flops", torch.zeros, predicted=2.0, flops=5),
+        regret.Candidate("tree", torch.zeros, predicted=3.0, flops=7),
+        regret.Candidate("tree", torch.zeros, predicted=4.0, flops=8),
+    ]
+    measured = {"written": 12.0, "hand: a": 8.0, "hand: b": 3.0, "0": 6.0, "1": 8.0, "2": 5.0, "3": 4.0}
+    result = regret.evaluate("layer", "train", found, measured)
+    assert result.best == 4.0
+    assert result.by_choice == {
+        "written": 3.0,
+        "flops": 2.0,
+        "by hand": 0.75,
+        "model": 1.5,
+        "top 3": 1.25,
+        "top 5": 1.0,
+        "top 3 + written": 1.25,
+    }
+    assert "rank 4 of 4" in result.label
+    assert "geo-mean" in regret.table([result, result])
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+@pytest.mark.parametrize("kind", ["cp", "tucker", "tt"])
+def test_candidates_of_a_layer_are_distinct_and_equal_to_it(kind, mode):
+    case = BY_NAME[f"conv/{kind}/factorized/64@56/.1"]
+    module = case.module()
+    problem = regret.problem(case, module, mode, small=True)
+    found = regret.candidates(problem, most=6)
+    assert found[0].label == "time"
+    assert len({one.run.code for one in found}) == len(found) > 1
+    assert all(one.predicted > 0 for one in found)
+    regret.check(found, module, problem, case.input(small=True))
+
+
+def test_a_candidate_that_is_off_is_named():
+    case = BY_NAME["conv/tt/factorized/64@56/.1"]
+    module = case.module()
+    problem = regret.problem(case, module, "forward", small=True)
+    wrong = regret.Candidate("wrong", lambda *leaves: module(leaves[0]) * 1.1, 1.0, 1)
+    with pytest.raises(AssertionError, match="wrong is off by 1.0e-01"):
+        regret.check([wrong], module, problem, case.input(small=True))
+
+
+def test_regret_is_measured_for_one_product_only():
+    case = BY_NAME["resnet18/plain"]
+    with pytest.raises(ValueError, match="regions"):
+        regret.problem(case, case.module().eval(), "forward", small=True)
