@@ -14,8 +14,6 @@ from ce_fx.plan.ops import Op
 from ce_fx.tune.clock import clock_of, plain_mode
 from ce_fx.tune.instances import Instance
 
-Clock: TypeAlias = Callable[[Callable[[], object], int, torch.device], float]
-
 _TIMING = 1e-4  # seconds of one timing of a small op: shorter than a slice of the scheduler
 _LEAST = 2  # timings of an op, however slow it is
 
@@ -83,11 +81,6 @@ def least_time(run: Callable[[], object], device: torch.device, budget: float) -
     while len(timings) < _LEAST or time.perf_counter() < end:
         timings.append(clock(run, repeats, device))
     return sorted(timings)[1]
-
-
-def clock_of(device: torch.device) -> Clock:
-    """What times a number of runs on a device: `clock(run, repeats, device)` gives the mean seconds of one."""
-    return _CLOCKS.get(device.type, _clock_waiting)
 
 
 def merged(rounds: Sequence[Sequence[Sample]]) -> list[Sample]:
