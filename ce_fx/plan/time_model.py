@@ -182,11 +182,12 @@ class TimeModel:
         return cls(data["device"], tables["forward"], tables["both"], **flags)
 
 
-def _table(rows: Mapping[str, tuple[float, float, float, float, float, float]]) -> dict[str, Roofline]:
-    """Rows are (t0 in us, rate in GMAC/s, k0, n0, m0, bandwidth in GB/s)."""
+def _table(rows: Mapping[str, tuple[float, ...]]) -> dict[str, Roofline]:
+    """Rows are (t0 in us, rate in GMAC/s, k0, n0, m0, bandwidth in GB/s[, alone, each in us, far in GB/s])."""
+    units = (1e-6, 1e9, 1, 1, 1, 1e9, 1, 1e-6, 1e9)
     return {
-        family: Roofline(t0 * 1e-6, rate * 1e9, k0, n0, m0, bandwidth * 1e9)
-        for family, (t0, rate, k0, n0, m0, bandwidth) in rows.items()
+        family: Roofline(*(number * unit for number, unit in zip(row, units, strict=False)))
+        for family, row in rows.items()
     }
 
 
@@ -194,34 +195,34 @@ def _table(rows: Mapping[str, tuple[float, float, float, float, float, float]]) 
 # above the core's peak is what thin ops extrapolate to, not what a large op reaches.
 _CPU_FORWARD = _table(
     {
-        "mm": (3.1, 94, 2.7, 0.82, 6.2, 80),
-        "bmm": (1.6, 240, 55, 1.7, 64, 25),
-        "conv1x1": (4.2, 230, 130, 1.7, 34, 37),
-        "conv": (19, 320, 15, 16, 62, 12),
-        "conv_few": (24, 32, 0.5, 1.2, 3.4, 64),
-        "depthwise": (39, 16, 0.5, 0.018, 5.7, 64),
-        "grouped": (26, 190, 8.1, 3.7, 22, 6.4),
-        "grouped_thin": (36, 20, 0.96, 3.1, 61, 64),
-        "mul": (0.94, 49, 0, 0, 0, 64),
-        "sum": (2.6, 8, 0, 0, 0, 64),
-        "copy": (3.1, 8, 0, 0, 0, 45),
-        "add": (0.72, 8, 0, 0, 0, 64),
+        "mm": (1.7, 90, 1.4, 15, 2, 240, 1, 0, 6.1),
+        "bmm": (4.4, 110, 1.8, 3.4, 23, 94, 1, 0.017, 3.7),
+        "conv1x1": (11, 140, 7.2, 3.5, 36, 41, 0.23, 0, 6.1),
+        "conv": (23, 350, 7.1, 33, 65, 37, 0.2, 0, 6.1),
+        "conv_few": (27, 100, 0.55, 11, 3.2, 62, 0.15, 0, 6.1),
+        "depthwise": (34, 36, 0.71, 0.018, 5, 35, 1, 0.01, 6.1),
+        "grouped": (27, 310, 7.6, 23, 15, 15, 1, 0.27, 6.1),
+        "grouped_thin": (25, 38, 1.1, 5.8, 19, 94, 1, 0.36, 6.1),
+        "mul": (0.99, 29, 0, 0, 0, 360, 1, 0, 10),
+        "sum": (1.8, 9.8, 0, 0, 0, 74, 1, 0, 6.9),
+        "copy": (2.5, 9.8, 0, 0, 0, 30, 1, 0, 6.1),
+        "add": (0.9, 9.8, 0, 0, 0, 170, 1, 0, 6.1),
     }
 )
 _CPU_BOTH = _table(
     {
-        "mm": (19, 35, 16, 0.89, 8, 20),
-        "bmm": (25, 32, 6.7, 2.2, 5.2, 8.4),
-        "conv1x1": (21, 80, 95, 3.4, 44, 6.3),
-        "conv": (78, 88, 26, 10, 16, 2.5),
-        "conv_few": (110, 8, 0.65, 0.96, 4, 16),
-        "depthwise": (120, 4, 0.5, 0.027, 5.7, 16),
-        "grouped": (85, 39, 6, 7.5, 10, 2),
-        "grouped_thin": (120, 4.8, 0.65, 2, 27, 16),
-        "mul": (15, 8, 0, 0, 0, 8),
-        "sum": (12, 8, 0, 0, 0, 24),
-        "copy": (14, 8, 0, 0, 0, 24),
-        "add": (11, 8, 0, 0, 0, 32),
+        "mm": (18, 28, 6.6, 8.9, 3.1, 41, 1, 0, 3.3),
+        "bmm": (28, 28, 0.99, 7.3, 19, 31, 1, 0.097, 2.5),
+        "conv1x1": (43, 44, 5.6, 6, 33, 5.9, 0.39, 0, 3.3),
+        "conv": (110, 88, 18, 15, 16, 5.5, 0.24, 0, 3.3),
+        "conv_few": (120, 14, 1.2, 4.7, 3.7, 10, 0.19, 0, 3.3),
+        "depthwise": (120, 4.1, 0.47, 0.027, 4.9, 15, 1, 0.034, 3.3),
+        "grouped": (100, 95, 6.7, 27, 8.3, 3.7, 1, 0.92, 3.3),
+        "grouped_thin": (93, 7, 0.81, 3.3, 13, 23, 1, 0.92, 3.3),
+        "mul": (15, 3.9, 0, 0, 0, 82, 1, 0, 2.7),
+        "sum": (14, 7.1, 0, 0, 0, 67, 1, 0, 5.7),
+        "copy": (15, 7.1, 0, 0, 0, 26, 1, 0, 3.3),
+        "add": (13, 7.1, 0, 0, 0, 130, 1, 0, 3.3),
     }
 )
 
