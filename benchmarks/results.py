@@ -27,6 +27,7 @@ class Row:
         spread: half the distance between the quartiles of ce_fx's ratios over as written, relative.
         peak: bytes of the largest intermediate before and after (CUDA: the most that was allocated), or None.
         first: seconds of the first call of a new module, cold, and of another one of the same shapes.
+        first_eager: seconds of the first call of `torch.compile(backend="eager")`, which captures and changes nothing.
         decisions: of the report, counted: "1 rewritten, 0 kept".
         difference: between both results, relative to the largest output.
         idle: nothing is to be gained here.
@@ -40,6 +41,7 @@ class Row:
     spread: float = 0.0
     peak: tuple[int, int] | None = None
     first: tuple[float, float] | None = None
+    first_eager: float | None = None
     decisions: str = ""
     difference: float = 0.0
     idle: bool = False

@@ -20,7 +20,7 @@ import torch
 from tabulate import tabulate
 
 import ce_fx
-from benchmarks.bars import SLOWEST, judge
+from benchmarks.bars import SLOWEST, bars_of, judge
 from benchmarks.cases import RANKS, Case, cases, chosen
 from benchmarks.harness import machine
 from benchmarks.measure import MODES, Settings, measure
@@ -53,7 +53,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows, times in ms, ratios of ce_fx; `<` marks what is slower than as written."""
+    """The rows: times in ms, ratios of ce_fx; `<` marks what is slower than as written.
+
+    First calls are those of a new module, of a second one, and in brackets of `torch.compile(backend="eager")`.
+    """
     with_inductor = any("inductor" in row.seconds for row in rows)
     heads = ["case", "mode", "written ms", "by hand", "dense", "ce_fx", "x written", "", "x hand", "hand", "peak MB"]
     heads += ["first s", "decisions"]
@@ -92,7 +95,9 @@ def _cells(row: Row, with_inductor: bool) -> list[str]:
         f"{row.gain[hand]:.2f}" if hand else "-",
         hand.removeprefix("hand: ") if hand else "-",
         "{:.1f} -> {:.1f}".format(*(each / 1e6 for each in row.peak)) if row.peak else "-",
-        "{:.2f}, {:.2f}".format(*row.first) if row.first else "-",
+        "{:.2f}, {:.2f}".format(*row.first) + (f" ({row.first_eager:.2f})" if row.first_eager else "")
+        if row.first
+        else "-",
         row.decisions or "-",
     ]
     if not with_inductor:
@@ -108,7 +113,11 @@ def _ms(row: Row, name: str | None) -> str:
 
 def closing(run: Run, before: Run | None) -> str:
     """The bars, and what changed since the last run."""
-    lines = ["", "bars (of the rows above)", *(f"  {verdict}" for verdict in judge(run.rows))]
+    lines = [
+        "",
+        "bars (of the rows above)",
+        *(f"  {verdict}" for verdict in judge(run.rows, bars_of(run.options["tune"]))),
+    ]
     if before is None:
         return "\n".join([*lines, "no earlier run of this machine with these options"])
     moved = changes(before, run)
