@@ -1,58 +1,34 @@
-"""Decide about one region: plan it, price it against what was written, verify it."""
+"""Decide about one region: choose how it is evaluated, and verify that against what was written."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from torch import Tensor
+import torch
 from torch.fx import GraphModule, Node
 
-from ce_fx.algebra import Expression
 from ce_fx.algebra.canonical import canonical
-from ce_fx.capture.reading import read
+from ce_fx.candidates import Problem
+from ce_fx.choice import Choice, choose
+from ce_fx.cost import Cost, cost_of
 from ce_fx.lift.regions import Region
-from ce_fx.lower.emit import LoweringError
 from ce_fx.lower.extract import extract
-from ce_fx.lower.price import counted, ops_of_nodes
-from ce_fx.lower.strides import order_of, same_strides, with_order
-from ce_fx.lower.sums import candidate, networks
+from ce_fx.lower.price import ops_of_nodes
+from ce_fx.lower.value import LoweringError
 from ce_fx.lower.verify import mismatch
 from ce_fx.options import Options
 from ce_fx.plan.network import Operand
 from ce_fx.plan.path_info import step_lines
-from ce_fx.plan.plan import Plan, PlanError
-from ce_fx.plan.planner import make_plan
+from ce_fx.plan.plan import PlanError
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.sizes import hint
+from ce_fx.remembered import key_of, recall, remember
 
 log = logging.getLogger(__name__)
-
-MARGIN = {"time": 0.9, "flops": 1.0, "memory": 1.0}
-"""A rewrite must cost less than this share of what was written. Time is a prediction, so it must win clearly."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a list of ops costs in one mode.
-
-    Attributes:
-        flops: multiply-adds counted as 2, backward included when training.
-        peak: bytes of the largest intermediate, the result included.
-        seconds: predicted time.
-    """
-
-    flops: int
-    peak: int
-    seconds: float
-
-    def of(self, objective: str) -> float:
-        """The number that an objective minimises."""
-        return {"time": self.seconds, "flops": float(self.flops), "memory": float(self.peak)}[objective]
 
 
 @dataclass(frozen=True)
@@ -63,10 +39,11 @@ class Decision:
         decision: "rewritten", "kept" or "refused".
         reason: one plain sentence.
         expression: the region's string.
-        before, after: costs as written, and as it will run.
+        before, after: costs as written, and as it will run; seconds are measured where `measured` says so.
         plan: the pairwise steps as strings.
         candidate: what replaces the region, or None.
         mismatch: verification found another result.
+        measured: the seconds were measured.
     """
 
     decision: str
@@ -77,6 +54,7 @@ class Decision:
     plan: tuple[str, ...] = ()
     candidate: GraphModule | None = None
     mismatch: bool = False
+    measured: bool = False
 
 
 @dataclass
@@ -88,7 +66,7 @@ class Context:
         options: what the user asked for.
         fakes: own node -> fake value.
         constant: own nodes that depend on weights only.
-        time_model: prices ops.
+        model: gives the time model of a device and dtype; with True it may be calibrated now.
         training: gradients are recorded.
         decided: decisions by signature, so that equal regions are decided once.
     """
@@ -97,7 +75,7 @@ class Context:
     options: Options
     fakes: dict[Node, Any]
     constant: set[Node]
-    time_model: TimeModel
+    model: Callable[[torch.device, torch.dtype, bool], TimeModel]
     training: bool
     decided: dict[object, Decision] = field(default_factory=dict)
 
@@ -113,105 +91,73 @@ def decide(region: Region, context: Context) -> Decision | None:
 
 
 def _decide(region: Region, context: Context) -> Decision:
-    leaves = [context.fakes[leaf] for leaf in region.leaves]
-    written = _cost(region.ops, context, leaves[0])
     text = str(region.expression)
-
-    def keep(reason: str, decision: str = "kept", **more: Any) -> Decision:
-        return Decision(decision, reason, text, written, written, **more)
-
-    if len(region.expression.terms[0].factors) == 2 and sum(op.macs > 0 for op in ops_of_nodes(region.ops)) <= 1:
+    single = len(region.expression.terms[0].factors) == 2 and sum(op.macs > 0 for op in ops_of_nodes(region.ops)) <= 1
+    problem = _problem(region, context, calibrate=not single)
+    if single:
         convolution = any(term.windows for term in region.expression.terms)
-        return keep("one convolution" if convolution else "a single contraction")
+        return _keep(text, problem.cost, "one convolution" if convolution else "a single contraction")
     try:
-        plans = _plans(region.expression, region, context, leaves)
-        module = candidate(plans, len(region.leaves))
-        module = _as_written_layout(module, leaves, context.fakes[region.output])
+        choice = _chosen(problem, region, context)
     except (PlanError, LoweringError) as error:
-        return keep(str(error), "refused")
-    reading = read(module, leaves)
-    ops = [op for ops in reading.ops.values() for op in ops]
-    after = _cost(ops, context, leaves[0])
-    steps = tuple(line for plan in plans for line in step_lines(plan))
-    result = next(reading.fakes[n.args[0]] for n in module.graph.nodes if n.op == "output")
-    if (result.dtype, result.device) != (context.fakes[region.output].dtype, context.fakes[region.output].device):
-        return keep(f"the plan would give {result.dtype} on {result.device}", "refused")
-    objective = context.options.objective
-    if after.of(objective) >= MARGIN[objective] * written.of(objective):
-        return keep(_no_gain(objective, written, after))
+        return _keep(text, problem.cost, str(error), "refused")
+    before = _timed(problem.cost, choice.written)
+    if choice.candidate is None:
+        return _keep(text, before, choice.reason, measured=choice.measured)
     if context.options.verify:
-        difference = mismatch(
-            extract(context.gm, region.nodes, region.leaves, context.fakes), module, leaves, _length(region)
-        )
+        module = choice.candidate.module
+        difference = mismatch(problem.written, module, problem.leaves, _length(region))
         if difference is not None:
             warnings.warn(
                 f"ce_fx: {text} was planned wrongly ({difference}); it runs as written. Please report this.",
                 stacklevel=2,
             )
-            return keep(f"verification failed: {difference}", mismatch=True)
-    return Decision("rewritten", _gain(objective, written, after), text, written, after, steps, module)
+            return _keep(text, before, f"verification failed: {difference}", mismatch=True)
+    steps = tuple(line for plan in choice.candidate.plans for line in step_lines(plan))
+    after = _timed(choice.candidate.cost, choice.seconds)
+    module = choice.candidate.module
+    return Decision("rewritten", choice.reason, text, before, after, steps, module, measured=choice.measured)
 
 
-def _plans(expression: Expression, region: Region, context: Context, leaves: Sequence[Tensor]) -> list[Plan]:
-    operands = [
+def _chosen(problem: Problem, region: Region, context: Context) -> Choice:
+    """The choice that an earlier process made of the same problem, or one made now."""
+    options = context.options
+    inner = options.inner if isinstance(options.inner, str) else "callable"
+    key = key_of(problem, _printed(region), options.tune, inner)
+    choice = recall(problem, key)
+    if choice is None:
+        choice = choose(problem, options.tune)
+        remember(key, choice)
+    return choice
+
+
+def _problem(region: Region, context: Context, calibrate: bool) -> Problem:
+    leaves = tuple(context.fakes[leaf] for leaf in region.leaves)
+    operands = tuple(
         Operand(constant=leaf in context.constant, needs_grad=context.training and fake.requires_grad)
         for leaf, fake in zip(region.leaves, leaves, strict=True)
-    ]
-    train = any(operand.needs_grad for operand in operands)
-    limit = context.options.memory_limit
-    return [
-        make_plan(
-            network,
-            objective=context.options.objective,
-            mode="train" if train else "forward",
-            memory_limit=None if limit is None else limit // leaves[0].element_size(),
-            time_model=_model(context, leaves[0]),
-        )
-        for network in networks(expression, operands)
-    ]
+    )
+    model = context.model(leaves[0].device, leaves[0].dtype, calibrate)
+    return Problem(
+        expression=region.expression,
+        operands=operands,
+        leaves=leaves,
+        output=context.fakes[region.output],
+        written=extract(context.gm, region.nodes, region.leaves, context.fakes),
+        cost=cost_of(region.ops, model, leaves[0].element_size(), context.training),
+        objective=context.options.objective,
+        memory_limit=context.options.memory_limit,
+        training=context.training,
+        model=model,
+    )
 
 
-def _as_written_layout(module: GraphModule, leaves: Sequence[Tensor], written: Tensor) -> GraphModule:
-    """Add a copy at the end where the result's strides would differ from those as written."""
-    reading = read(module, leaves)
-    output = next(node for node in module.graph.nodes if node.op == "output")
-    result = reading.fakes[output.args[0]]
-    if same_strides(result, written):
-        return module
-    order = order_of(written)
-    if order is None:
-        raise LoweringError("the result as written is not dense in memory")
-    with module.graph.inserting_before(output):
-        output.args = (with_order(module.graph, output.args[0], order),)
-    module.recompile()
-    return module
+def _keep(text: str, cost: Cost, reason: str, decision: str = "kept", **more: Any) -> Decision:
+    return Decision(decision, reason, text, cost, cost, **more)
 
 
-def _cost(nodes: Sequence[Node], context: Context, leaf: Tensor) -> Cost:
-    """The cost of some ATen nodes, in the mode that runs and the dtype of a leaf."""
-    macs, seconds = 0, 0.0
-    model = _model(context, leaf)
-    for node in nodes:
-        ops = ops_of_nodes([node])
-        grads = _grads(node) if context.training else 0
-        macs += sum(op.macs for op in ops) * (1 + grads)
-        seconds += model.seconds(ops, min(grads, 2))
-    peak = max((_elements(node) for node in nodes if counted(node)), default=0)
-    return Cost(2 * macs, peak * leaf.element_size(), seconds)
-
-
-def _model(context: Context, leaf: Tensor) -> TimeModel:
-    return context.time_model.for_numbers(leaf.element_size(), leaf.is_complex())
-
-
-def _grads(node: Node) -> int:
-    """How many operands of an ATen node need a gradient."""
-    return sum(n.meta.get("needs_grad", False) for n in node.all_input_nodes)
-
-
-def _elements(node: Node) -> int:
-    value = node.meta["val"]
-    return prod(hint(size) for size in value.shape)
+def _timed(cost: Cost, seconds: float) -> Cost:
+    return Cost(cost.flops, cost.peak, seconds)
 
 
 def _length(region: Region) -> int:
@@ -222,27 +168,15 @@ def _length(region: Region) -> int:
     return prod(index.size for index in summed)
 
 
+def _printed(region: Region) -> tuple[str, ...]:
+    """How a region is written: its ATen ops with their shapes and strides."""
+    return tuple(f"{op.target} {op.meta['val'].shape} {op.meta['val'].stride()}" for op in region.ops)
+
+
 def _signature(region: Region, context: Context) -> object:
     """All that a decision depends on: what is computed, how it is written, and what its leaves are."""
     leaves = tuple(
         (str(f.shape), str(f.stride()), f.dtype, f.device, f.requires_grad, leaf in context.constant)
         for leaf, f in ((leaf, context.fakes[leaf]) for leaf in region.leaves)
     )
-    written = tuple((str(op.target), str(op.meta["val"].shape), str(op.meta["val"].stride())) for op in region.ops)
-    return canonical(region.expression), leaves, written
-
-
-def _gain(objective: str, before: Cost, after: Cost) -> str:
-    ratio = before.of(objective) / max(after.of(objective), 1e-12)
-    word = {"time": "less time predicted", "flops": "fewer FLOPs", "memory": "less memory at the peak"}[objective]
-    return f"{ratio:.1f}x {word}"
-
-
-def _no_gain(objective: str, before: Cost, after: Cost) -> str:
-    if objective == "time" and after.flops < before.flops:
-        return "an order with fewer FLOPs is not predicted to be faster"
-    return {
-        "time": "no faster order found",
-        "flops": "FLOPs are already optimal",
-        "memory": "memory is already optimal",
-    }[objective]
+    return canonical(region.expression), leaves, _printed(region)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -18,6 +19,17 @@ class OptionError(CeFxError, ValueError):
     """An option is unknown or has a bad value; the message names the nearest, or what is allowed."""
 
 
+def _tune() -> str | bool:
+    """The default of `tune`: "auto", or what CE_FX_TUNE says (auto, 1, 0), for machines where nothing may be timed."""
+    given = os.environ.get("CE_FX_TUNE", "auto")
+    if given not in _TUNES:
+        raise OptionError(f"CE_FX_TUNE must be one of {', '.join(_TUNES)}, not {given!r}")
+    return _TUNES[given]
+
+
+_TUNES: dict[str, str | bool] = {"auto": "auto", "1": True, "0": False}
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of `optimize`, `rewrite`, `audit` and the backend; see API.md for what each means.
@@ -26,7 +38,7 @@ class Options:
     """
 
     objective: Objective = "time"
-    tune: str | bool = "auto"
+    tune: str | bool = field(default_factory=_tune)
     memory_limit: int | None = None
     checkpoint: bool = False
     fold: bool = False

@@ -57,7 +57,7 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
         options=options,
         fakes=dict(reading.fakes),
         constant=_weight_only(gm, example_inputs, reading),
-        time_model=TimeModel.default(_device(reading)),
+        model=_time_model,
         training=torch.is_grad_enabled(),
     )
     decisions = [(region, decision) for region in found.regions if (decision := decide(region, context)) is not None]
@@ -98,6 +98,7 @@ def _row(region: Region, decision: Decision) -> LayerReport:
         time_after=decision.after.seconds,
         plan=decision.plan,
         mismatch=decision.mismatch,
+        measured=decision.measured,
     )
 
 
@@ -120,8 +121,5 @@ def _weight_only(gm: GraphModule, example_inputs: Sequence[Any], reading: Readin
     return constant
 
 
-def _device(reading: Reading) -> torch.device:
-    for value in reading.fakes.values():
-        if isinstance(value, torch.Tensor):
-            return value.device
-    return torch.device("cpu")
+def _time_model(device: torch.device, dtype: torch.dtype, calibrate: bool) -> TimeModel:
+    return TimeModel.default(device, itemsize=dtype.itemsize, complex_numbers=dtype.is_complex)

@@ -1,12 +1,21 @@
 """Settings of the whole suite: one thread, hypothesis profiles, gpu tests skipped without CUDA."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+# Decisions by prediction, which are the same on every machine; the tests of tuning ask for it. Nothing is read from or
+# left in the cache of whoever runs the tests.
+os.environ["CE_FX_TUNE"] = "0"
+os.environ["CE_FX_CACHE_DIR"] = tempfile.mkdtemp(prefix="ce_fx_tests_")
+atexit.register(shutil.rmtree, os.environ["CE_FX_CACHE_DIR"], True)
 
 # torch is slow to draw, and the fixture below is meant for whole tests; a strategy that filters too much still fails.
 _SLOW = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 import ce_fx
-from ce_fx import decide
+from ce_fx import choice
 from ce_fx.capture.reading import read
 from ce_fx.options import Options
 from ce_fx.rewrite import rewrite_graph
@@ -19,7 +19,7 @@ from tests.chains import chains
 @pytest.fixture
 def always(monkeypatch):
     """Rewrite every region that can be, gain or not."""
-    monkeypatch.setattr(decide, "MARGIN", dict.fromkeys(decide.MARGIN, float("inf")))
+    monkeypatch.setattr(choice, "MARGIN", dict.fromkeys(choice.MARGIN, float("inf")))
 
 
 def gradients(model, x, y, weight):

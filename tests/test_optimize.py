@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ce_fx
-from ce_fx import decide
+from ce_fx import candidates
 from ce_fx.session import Session
 from tests.models import factorized_conv, factorized_resnet18, plain_resnet18
 
@@ -247,7 +247,7 @@ def _same_ops(a, b):
 
 def test_verification_takes_a_wrong_rewrite_back(net, x, monkeypatch):
     """A planted bug in lowering: the written graph stays, a warning says so, the report counts it."""
-    candidate = decide.candidate
+    candidate = candidates.candidate
 
     def wrong(plans, leaves):
         module = candidate(plans, leaves)
@@ -257,7 +257,7 @@ def test_verification_takes_a_wrong_rewrite_back(net, x, monkeypatch):
         module.recompile()
         return module
 
-    monkeypatch.setattr(decide, "candidate", wrong)
+    monkeypatch.setattr(candidates, "candidate", wrong)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fast = optimize(net)

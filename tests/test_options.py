@@ -40,7 +40,20 @@ BAD = {
 }
 
 
-def test_defaults_are_those_of_the_contract():
+@pytest.mark.parametrize(("given", "tune"), [("0", False), ("1", True), ("auto", "auto")])
+def test_the_environment_sets_the_default_of_tune(given, tune, monkeypatch):
+    monkeypatch.setenv("CE_FX_TUNE", given)
+    assert Options.of({}).tune == tune and Options.of({"tune": True}).tune is True
+
+
+def test_a_bad_default_of_tune_is_an_error_that_says_what_is_allowed(monkeypatch):
+    monkeypatch.setenv("CE_FX_TUNE", "maybe")
+    with pytest.raises(ce_fx.CeFxError, match="auto, 1, 0"):
+        Options.of({})
+
+
+def test_defaults_are_those_of_the_contract(monkeypatch):
+    monkeypatch.delenv("CE_FX_TUNE")
     assert Options.of({}) == Options()
     assert Options().to_dict() == {
         "objective": "time",

@@ -15,7 +15,7 @@ from ce_fx.tune.clock import clock_of
 Run: TypeAlias = Callable[[], object]
 
 _TIMING = 1e-3  # seconds of one timing: a short function is run several times in it
-_ROUNDS = (5, 25)  # at least and at most
+_ROUNDS = (6, 40)  # at least and at most
 
 
 @dataclass(frozen=True)
@@ -23,45 +23,51 @@ class Race:
     """The outcome, in the order of the functions.
 
     Attributes:
-        seconds: the median time of each.
-        gains: the median over the rounds of the first one's time over each one's.
-        noise: how far two timings of the first one in one round differ, the median over the rounds; 0.03 is 3 %.
+        seconds: the time of each: the lower quartile of its rounds, since other load only adds.
+        noise: how far the first one's times in the odd and in the even rounds differ; 0.03 is 3 %.
     """
 
     seconds: tuple[float, ...]
-    gains: tuple[float, ...]
     noise: float
+
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """The first one's time over each one's."""
+        return tuple(self.seconds[0] / one for one in self.seconds)
+
+    @property
+    def winner(self) -> int:
+        """The number of the fastest."""
+        return min(range(len(self.seconds)), key=self.seconds.__getitem__)
 
 
 def race(runs: Sequence[Run], device: torch.device, budget: float) -> Race:
-    """Time functions in turn: A B C A, A B C A, ..
-
-    The first is timed at both ends of a round, and the others are compared with the mean of the two.
+    """Time functions in turn: A B C, A B C, ..
 
     Args:
         runs: functions without arguments, each ready to be run often.
         device: what they run on; its queue is waited for.
-        budget: seconds to spend; five rounds are run at least.
+        budget: seconds to spend; six rounds are run at least.
     """
     clock = clock_of(device)
-    repeats, single = [], 0.0
+    repeats = []
     for run in runs:
         run()  # what a first run alone pays: pages, workspaces, a compiler
         once = max(1e-7, min(clock(run, 1, device), clock(run, 1, device)))
         repeats.append(max(1, round(_TIMING / once)))
-        single += once * repeats[-1]
     rounds: list[list[float]] = []
     end = time.perf_counter() + budget
-    while len(rounds) < _ROUNDS[0] or (len(rounds) < _ROUNDS[1] and time.perf_counter() + single < end):
-        times = [clock(run, n, device) for run, n in zip(runs, repeats, strict=True)]
-        rounds.append([*times, clock(runs[0], repeats[0], device)])
+    while len(rounds) < _ROUNDS[0] or (len(rounds) < _ROUNDS[1] and time.perf_counter() < end):
+        rounds.append([clock(run, n, device) for run, n in zip(runs, repeats, strict=True)])
     return outcome(rounds)
 
 
 def outcome(rounds: Sequence[Sequence[float]]) -> Race:
-    """What rounds of timings say; the last timing of a round is of the first function again."""
-    firsts = [(times[0] + times[-1]) / 2 for times in rounds]
-    columns = [firsts, *(list(column) for column in list(zip(*rounds, strict=True))[1:-1])]
-    gains = [statistics.median(first / one for first, one in zip(firsts, column, strict=True)) for column in columns]
-    noise = statistics.median(abs(times[0] - times[-1]) / min(times[0], times[-1]) for times in rounds)
-    return Race(tuple(statistics.median(column) for column in columns), tuple(gains), noise)
+    """What rounds of timings say; four at least."""
+    columns = list(zip(*rounds, strict=True))
+    odd, even = _quartile(columns[0][::2]), _quartile(columns[0][1::2])
+    return Race(tuple(map(_quartile, columns)), abs(odd - even) / min(odd, even))
+
+
+def _quartile(times: Sequence[float]) -> float:
+    return statistics.quantiles(times, n=4, method="inclusive")[0]

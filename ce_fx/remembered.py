@@ -1,0 +1,131 @@
+"""Choices that outlive a process: what was chosen for a region, under a key that holds all that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ce_fx.algebra.canonical import canonical
+from ce_fx.candidates import Problem, candidate_of
+from ce_fx.choice import Choice
+from ce_fx.lower.sums import networks
+from ce_fx.plan.costs import Mode
+from ce_fx.plan.plan import Plan
+from ce_fx.plan.planner import plan_of
+from ce_fx.plan.tree import Tree, subset_of
+from ce_fx.tune import store
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of the planner and the lowering: raise it when a stored choice could be another one today."""
+
+counters: Counter[str] = Counter()
+"""How many regions were "chosen" (planned, perhaps measured) and how many "remembered", in this process."""
+
+
+def recall(problem: Problem, key: str) -> Choice | None:
+    """The choice of an earlier process, lowered anew; None where there is none that fits."""
+    data = store.load("choice", key)
+    if data is None:
+        return None
+    try:
+        candidate = None if data["plans"] is None else candidate_of(problem, _plans(problem, data["plans"]))
+        choice = Choice(candidate, data["written"], data["seconds"], data["measured"], data["reason"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:  # a file that somebody edited
+        log.warning("a stored choice does not fit and is made anew: %s: %s", type(error).__name__, error)
+        return None
+    counters["remembered"] += 1
+    return choice
+
+
+def remember(key: str, choice: Choice) -> None:
+    """Keep a choice for later processes, if it may be kept."""
+    counters["chosen"] += 1
+    if not choice.lasting:
+        return
+    plans = None if choice.candidate is None else [_entry(plan) for plan in choice.candidate.plans]
+    store.save(
+        "choice",
+        key,
+        {
+            "plans": plans,
+            "written": choice.written,
+            "seconds": choice.seconds,
+            "measured": choice.measured,
+            "reason": choice.reason,
+        },
+    )
+
+
+def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: str) -> str:
+    """All that a choice depends on, as text.
+
+    Args:
+        problem: the region.
+        written: its nodes, as they print.
+        tune: the option.
+        inner: what runs the graph.
+    """
+    device = problem.leaves[0].device
+    leaves = [
+        [list(map(str, leaf.shape)), list(map(str, leaf.stride())), str(leaf.dtype), leaf.requires_grad, op.constant]
+        for leaf, op in zip(problem.leaves, problem.operands, strict=True)
+    ]
+    rates = hashlib.sha256(json.dumps(problem.model.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+    return json.dumps(
+        {
+            "device": _device(device),
+            "expression": str(problem.expression),
+            "canonical": repr(canonical(problem.expression)),
+            "leaves": leaves,
+            "written": list(written),
+            "training": problem.training,
+            "objective": problem.objective,
+            "memory_limit": problem.memory_limit,
+            "tune": tune,
+            "inner": inner,
+            "rates": rates,
+            "torch": torch.__version__,
+            "version": VERSION,
+        }
+    )
+
+
+def _device(device: torch.device) -> list[Any]:
+    if device.type == "cuda":
+        flags = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark]
+        return [torch.cuda.get_device_name(device), *flags]
+    return [device.type, torch.get_num_threads(), torch.backends.mkldnn.enabled]
+
+
+def _entry(plan: Plan) -> dict[str, Any]:
+    return {"tree": plan.tree, "ways": {str(subset): way for subset, way in plan.ways.items()}, "method": plan.method}
+
+
+def _plans(problem: Problem, entries: Sequence[dict[str, Any]]) -> list[Plan]:
+    """The plans of a file.
+
+    Raises:
+        ValueError: they are of another expression.
+    """
+    mode: Mode = "train" if problem.training and any(operand.needs_grad for operand in problem.operands) else "forward"
+    plans = []
+    for network, entry in zip(networks(problem.expression, problem.operands), entries, strict=True):
+        tree = _tree(entry["tree"])
+        if subset_of(tree) != network.everything:
+            raise ValueError(f"the tree {tree} is not of {network.n} operands")
+        ways = {int(subset): way for subset, way in entry["ways"].items()}
+        plans.append(plan_of(network, tree, entry["method"], problem.objective, mode, problem.model, ways))
+    return plans
+
+
+def _tree(nested: Any) -> Tree:
+    """A tree from JSON, where a pair is a list."""
+    return nested if isinstance(nested, int) else (_tree(nested[0]), _tree(nested[1]))
