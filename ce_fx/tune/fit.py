@@ -17,7 +17,7 @@ from ce_fx.plan.ops import FAMILIES, Op
 from ce_fx.plan.time_model import Roofline, TimeModel
 from ce_fx.tune.microbench import Sample
 
-_PULL = 0.01  # weight of the squared log distance to the prior, against the mean loss of the samples
+_PULL = 0.05  # weight of the squared log distance to the prior, against the mean loss of the samples
 _STEP = 1e-4  # of the numerical derivatives, in logs
 _DAMPING = (1e-2, 1e8)  # at the start, and where to give up
 _GAIN = 1e-6  # of the loss; less than that ends the descent
@@ -89,7 +89,7 @@ def at_speed(
     def residuals(logs: Sequence[float]) -> list[float]:
         return _errors(samples, scaled(logs), numbers, backward)
 
-    return scaled(descend(residuals, 3)) if samples else dict(table)
+    return scaled(descend(residuals, 3, _PULL / 100)) if samples else dict(table)  # all samples decide, not seven
 
 
 def _family(samples: Sequence[Sample], prior: Roofline, numbers: TimeModel, backward: bool) -> Roofline:
