@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from ce_fx.algebra.canonical import canonical
 from ce_fx.candidates import Problem, candidate_of
 from ce_fx.choice import Choice
@@ -19,7 +17,7 @@ from ce_fx.plan.costs import Mode
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.planner import plan_of
 from ce_fx.plan.tree import Tree, subset_of
-from ce_fx.tune import store
+from ce_fx.tune import machine, store
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
         tune: the option.
         inner: what runs the graph.
     """
-    device = problem.leaves[0].device
+    leaf = problem.leaves[0]
     leaves = [
         [list(map(str, leaf.shape)), list(map(str, leaf.stride())), str(leaf.dtype), leaf.requires_grad, op.constant]
         for leaf, op in zip(problem.leaves, problem.operands, strict=True)
@@ -81,7 +79,7 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
     rates = hashlib.sha256(json.dumps(problem.model.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
     return json.dumps(
         {
-            "device": _device(device),
+            "device": machine.facts(leaf.device, leaf.dtype),
             "expression": str(problem.expression),
             "canonical": repr(canonical(problem.expression)),
             "leaves": leaves,
@@ -92,17 +90,9 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
             "tune": tune,
             "inner": inner,
             "rates": rates,
-            "torch": torch.__version__,
             "version": VERSION,
         }
     )
-
-
-def _device(device: torch.device) -> list[Any]:
-    if device.type == "cuda":
-        flags = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark]
-        return [torch.cuda.get_device_name(device), *flags]
-    return [device.type, torch.get_num_threads(), torch.backends.mkldnn.enabled]
 
 
 def _entry(plan: Plan) -> dict[str, Any]:

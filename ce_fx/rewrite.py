@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ce_fx.options import Options
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.report.layer import LayerReport
 from ce_fx.report.names import kind_of_layer, layer_name
+from ce_fx.tune.calibrate import time_model
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
         options=options,
         fakes=dict(reading.fakes),
         constant=_weight_only(gm, example_inputs, reading),
-        model=_time_model,
+        model=partial(_time_model, options),
         training=torch.is_grad_enabled(),
     )
     decisions = [(region, decision) for region in found.regions if (decision := decide(region, context)) is not None]
@@ -121,5 +123,7 @@ def _weight_only(gm: GraphModule, example_inputs: Sequence[Any], reading: Readin
     return constant
 
 
-def _time_model(device: torch.device, dtype: torch.dtype, calibrate: bool) -> TimeModel:
-    return TimeModel.default(device, itemsize=dtype.itemsize, complex_numbers=dtype.is_complex)
+def _time_model(options: Options, device: torch.device, dtype: torch.dtype, calibrate: bool) -> TimeModel:
+    """The model of a device; it is calibrated only where the clock may decide at all."""
+    measure = calibrate and options.tune is not False and options.objective == "time"
+    return time_model(device, dtype, measure=measure, verbose=options.verbose)

@@ -194,7 +194,7 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
     flops = _pair_flops(network)
     prices: dict[object, float] = {}
     slowest = 1 / model.fastest
-    least = min(r.t0 for r in model.forward_rates.values())
+    least = min(r.t0 * min(1, r.alone) for r in model.forward_rates.values())
     grad = network.differentiable if mode == "train" else 0
     folds = Memo(lambda subset: mode == "fold" and foldable(network, subset))
 

@@ -38,6 +38,7 @@ _UNITS |= {name: (f"{name}_gb_s", 1e9) for name in ("bandwidth", "far")}
 
 _known: dict[tuple[str, str], TimeModel] = {}
 _told: set[str] = set()
+_tried: set[tuple[str, str]] = set()
 
 
 def time_model(
@@ -61,7 +62,9 @@ def time_model(
     """
     device = torch.device(device)
     own = stored(device, dtype) or stored(device, torch.float32)
-    if own is None and measure and _may_measure(device):
+    place = str(store.folder()), machine.key(device, torch.float32)
+    if own is None and measure and place not in _tried and _may_measure(device):
+        _tried.add(place)  # a machine that is too noisy now is not asked again by every region of a model
         own = calibrate(device, torch.float32, verbose=verbose)
     return _for_dtype(own or TimeModel.default(device), dtype)
 
