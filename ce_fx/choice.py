@@ -10,12 +10,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import inf
 
 import torch
 from torch import Tensor
 
 from ce_fx.candidates import Candidate, Problem, candidate_of, candidates
-from ce_fx.lower.value import LoweringError
+from ce_fx.lower.emit import LoweringError, has_images
 from ce_fx.lower.verify import random_like
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
@@ -193,16 +194,16 @@ def _with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor
 
 
 def _variants(problem: Problem, base: Candidate) -> Iterator[Candidate]:
-    """The candidate with one heavy step evaluated in another way, the most promising first."""
-    changes = []
+    """The candidate in the other memory format, or with one heavy step in another way, the most promising first."""
+    changes: list[tuple[float, int, Plan]] = []
     for number, plan in enumerate(base.plans):
+        if has_images(plan.network) and problem.memory_limit is None:
+            changes.append((-inf, number, replace(plan, channels_last=not plan.channels_last)))
         for subset, way, seconds in _other_ways(problem, plan):
-            changes.append((seconds, number, {**plan.ways, subset: way}))
-    for _, number, ways in sorted(changes, key=lambda change: change[:2]):
-        plans = list(base.plans)
-        plans[number] = replace(plans[number], ways=ways)
+            changes.append((seconds, number, replace(plan, ways={**plan.ways, subset: way})))
+    for _, number, changed in sorted(changes, key=lambda change: change[:2]):
         try:
-            yield candidate_of(problem, plans)
+            yield candidate_of(problem, [changed if n == number else plan for n, plan in enumerate(base.plans)])
         except LoweringError as error:
             log.debug("a way of %s has no exact form: %s", problem.expression, error)
 

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ce_fx.algebra.canonical import canonical
@@ -96,7 +97,8 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
 
 
 def _entry(plan: Plan) -> dict[str, Any]:
-    return {"tree": plan.tree, "ways": {str(subset): way for subset, way in plan.ways.items()}, "method": plan.method}
+    ways = {str(subset): way for subset, way in plan.ways.items()}
+    return {"tree": plan.tree, "ways": ways, "channels_last": plan.channels_last, "method": plan.method}
 
 
 def _plans(problem: Problem, entries: Sequence[dict[str, Any]]) -> list[Plan]:
@@ -112,7 +114,8 @@ def _plans(problem: Problem, entries: Sequence[dict[str, Any]]) -> list[Plan]:
         if subset_of(tree) != network.everything:
             raise ValueError(f"the tree {tree} is not of {network.n} operands")
         ways = {int(subset): way for subset, way in entry["ways"].items()}
-        plans.append(plan_of(network, tree, entry["method"], problem.objective, mode, problem.model, ways))
+        plan = plan_of(network, tree, entry["method"], problem.objective, mode, problem.model, ways)
+        plans.append(replace(plan, channels_last=bool(entry["channels_last"])))
     return plans
 
 

@@ -57,6 +57,8 @@ def emit(plan: Plan, graph: Graph, leaves: Sequence[Node]) -> Node:
     if any(index.size == 0 for factor in network.term.factors for index in factor.indices):
         return _zeros(network, graph, leaves)
     scaled = _scaled_leaf(network)
+    if plan.channels_last:
+        leaves = [_channels_last(network, graph, n, node) for n, node in enumerate(leaves)]
     values = [
         _operand(network, graph, n, node, network.term.coefficient if n == scaled else 1)
         for n, node in enumerate(leaves)
@@ -104,6 +106,23 @@ def _wishes(step: Step, kind: str, left_first: bool, wish: Letters) -> tuple[Let
         if not (wish and wish[-1] in rows):  # rows @ columns, else columns @ rows: see `matrix`
             return features, (*batch, *summed, *by_wish(*columns, *other_axes))
     return features, (*batch, *by_wish(*columns, *other_axes), *summed, *by_wish(*joined))
+
+
+def has_images(network: Network) -> bool:
+    """Whether an operand has two axes of positions and two dims more: what torch calls channels last applies to it."""
+    return any(_is_image(network, n) for n in range(network.n))
+
+
+def _is_image(network: Network, n: int) -> bool:
+    axes = network.term.factors[n].axes
+    features = {axis.window.features for axis in network.axes}
+    return len(axes) == 4 and all(len(axis) == 1 and axis[0] in features for axis in axes[2:])
+
+
+def _channels_last(network: Network, graph: Graph, n: int, node: Node) -> Node:
+    if not _is_image(network, n):
+        return node
+    return graph.call_method("contiguous", (node,), {"memory_format": torch.channels_last})
 
 
 def _scaled_leaf(network: Network) -> int:

@@ -23,6 +23,7 @@ class Plan:
         cost: the value of the objective that was minimised, in its unit (multiply-adds, elements or seconds).
         ways: for the steps that are not evaluated in the way of their kind (see `ce_fx.plan.ways`), by the operands
             of their result: the way.
+        channels_last: images are brought into that memory format first, and stay in it.
     """
 
     network: Network
@@ -32,6 +33,7 @@ class Plan:
     largest: int
     cost: float
     ways: Mapping[int, Way] = field(default_factory=dict)
+    channels_last: bool = False
 
 
 class PlanError(ValueError):

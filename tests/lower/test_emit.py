@@ -22,12 +22,12 @@ def axes(*indices):
     return tuple((i,) if isinstance(i, Index) else tuple(i) for i in indices)
 
 
-def lower(term, output, tree, operands=(), ways=None):
+def lower(term, output, tree, operands=(), ways=None, channels_last=False):
     """The product as a module; its graph is well-formed and calls public torch functions and tensor methods only."""
     network = Network(term, output, operands)
     graph = Graph()
     leaves = [graph.placeholder(f"x{n}") for n in range(network.n)]
-    graph.output(emit(Plan(network, tree, "written", 0, 0, 0.0, ways or {}), graph, leaves))
+    graph.output(emit(Plan(network, tree, "written", 0, 0, 0.0, ways or {}, channels_last), graph, leaves))
     graph.lint()
     for node in graph.nodes:
         assert node.op in ("placeholder", "output", "call_function", "call_method")
@@ -54,11 +54,11 @@ def random_leaves(term, seed, dtype=torch.float64):
     return [torch.randn(s, generator=generator, dtype=dtype, requires_grad=True) for s in shapes]
 
 
-def check(term, output, tree, operands=(), seed=0, ways=None):
+def check(term, output, tree, operands=(), seed=0, ways=None, channels_last=False):
     """Equal values and gradients to the definition."""
     leaves = random_leaves(term, seed)
     expected = evaluate(Expression(output, (term,)), dict(enumerate(leaves)))
-    got = lower(term, output, tree, operands, ways)(*leaves)
+    got = lower(term, output, tree, operands, ways, channels_last)(*leaves)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     cotangent = torch.randn(got.shape, dtype=got.dtype, generator=torch.Generator().manual_seed(seed + 1))
     wanted = torch.autograd.grad(expected, leaves, cotangent, allow_unused=True, materialize_grads=True)
@@ -133,6 +133,7 @@ def test_every_way_of_every_step_equals_its_definition(seed):
             for way in ways:
                 check(term, output, tree, seed=seed, ways={subset: way})
         check(term, output, tree, seed=seed, ways={s: rng.choice(ways) for s, ways in others.items() if ways})
+        check(term, output, tree, seed=seed, channels_last=True)
 
 
 def test_every_way_occurs_in_random_networks():
@@ -142,6 +143,18 @@ def test_every_way_occurs_in_random_networks():
         for tree in trees(list(range(len(term.factors)))):
             seen |= {way for ways in other_ways(Network(term, output), tree).values() for way in ways}
     assert seen == set(WAYS) - {"matmul"}
+
+
+def test_images_are_brought_into_channels_last_and_stay_in_it():
+    h, w = (Index("h", 5), Index("oh", 5), Index("kh", 3)), (Index("w", 6), Index("ow", 6), Index("kw", 3))
+    windows = tuple(Window(i, o, (Tap(k, 1),), 1, 1) for i, o, k in (h, w))
+    term = Term((Factor(0, axes(B, R, h[0], w[0])), Factor(1, axes(R, h[2])), Factor(2, axes(R, w[2]))), windows)
+    output = axes(B, R, h[1], w[1])
+    check(term, output, ((0, 1), 2), channels_last=True)
+    module = lower(term, output, ((0, 1), 2), channels_last=True)
+    assert module.code.count("channels_last") == 1
+    result = module(torch.randn(2, 2, 5, 6), torch.randn(2, 3), torch.randn(2, 3))
+    assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_matmul_at_many_positions_equals_its_definition():
