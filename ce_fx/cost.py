@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ce_fx.lower.price import counted, ops_of_nodes
+from ce_fx.plan.ops import Op
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.sizes import hint
 
@@ -50,6 +51,24 @@ def cost_of(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bo
         seconds += model.seconds(ops, min(grads, 2))
     peak = max((elements_of(node) for node in nodes if counted(node)), default=0)
     return Cost(2 * macs, peak * itemsize, seconds)
+
+
+def rest_of_graph(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bool) -> float:
+    """Predicted seconds of nodes that no region holds; one without a formula reads and writes its tensors once."""
+    known = [node for node in nodes if counted(node)]
+    plain = [
+        Op("add", 0, 1, 1, elements_of(node), sum(map(elements_of, (node, *node.all_input_nodes))))
+        for node in nodes
+        if not counted(node) and elements_of(node) and not _is_view(node)
+    ]
+    both = 2 if training else 0
+    return cost_of(known, model, itemsize, training).seconds + model.seconds(plain, both)
+
+
+def _is_view(node: Node) -> bool:
+    value = node.meta["val"]
+    sources = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    return any(value.untyped_storage()._cdata == source.untyped_storage()._cdata for source in sources)
 
 
 def elements_of(node: Node) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -88,6 +88,13 @@ def decide(region: Region, context: Context) -> Decision | None:
     if key not in context.decided:
         context.decided[key] = _decide(region, context)
     return context.decided[key]
+
+
+def unchanged(decision: Decision, reason: str) -> Decision:
+    """A rewrite taken back, for a reason of the whole graph; other decisions as they are."""
+    if decision.candidate is None:
+        return decision
+    return replace(decision, decision="kept", reason=reason, after=decision.before, plan=(), candidate=None)
 
 
 def _decide(region: Region, context: Context) -> Decision:

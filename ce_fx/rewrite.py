@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from tqdm import tqdm
 
 from ce_fx.capture.reading import Reading, read
-from ce_fx.decide import Context, Decision, decide
+from ce_fx.cost import rest_of_graph
+from ce_fx.decide import Context, Decision, decide, unchanged
 from ce_fx.lift.regions import Region, Regions, find_regions
 from ce_fx.lower.extract import copy_of, inline
 from ce_fx.options import Options
@@ -21,6 +23,9 @@ from ce_fx.report.names import kind_of_layer, layer_name
 from ce_fx.tune.calibrate import time_model
 
 log = logging.getLogger(__name__)
+
+LEAST_GAIN = 0.03
+"""A graph that gains a smaller share of its time is handed on untouched."""
 
 
 def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> GraphModule:
@@ -62,7 +67,7 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
         model=partial(_time_model, options),
         training=torch.is_grad_enabled(),
     )
-    decisions = [(region, decision) for region in found.regions if (decision := decide(region, context)) is not None]
+    decisions = _worthwhile(_decisions(found, context), reading, context)
     reports = _reports(gm, decisions, found)
     replaced: dict[Node, Node] = {}
     for region, decision in decisions:
@@ -76,6 +81,35 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
         gm.graph.lint()
         gm.recompile()
     return reports
+
+
+def _decisions(found: Regions, context: Context) -> list[tuple[Region, Decision]]:
+    """A decision for each region that holds a product."""
+    verbose = context.options.verbose
+    hidden = None if verbose is None else not verbose  # tqdm's None: hidden unless on a terminal
+    slow = 2.0 if verbose is None else 0.0  # seconds until it shows
+    with tqdm(found.regions, desc="ce_fx: planning", unit="region", disable=hidden, delay=slow, leave=False) as bar:
+        decided = [(region, decide(region, context)) for region in bar]
+    return [(region, decision) for region, decision in decided if decision is not None]
+
+
+def _worthwhile(
+    decisions: list[tuple[Region, Decision]], reading: Reading, context: Context
+) -> list[tuple[Region, Decision]]:
+    """The decisions; all "kept" where the graph as a whole would gain less time than can be told from none."""
+    gain = sum(decision.before.seconds - decision.after.seconds for _, decision in decisions)
+    if context.options.objective != "time" or not any(decision.candidate for _, decision in decisions):
+        return decisions
+    inside = {node for region, _ in decisions for node in region.nodes}
+    others = [op for node, ops in reading.ops.items() if node not in inside for op in ops]
+    leaf = context.fakes[decisions[0][0].leaves[0]]
+    model = context.model(leaf.device, leaf.dtype, False)
+    rest = rest_of_graph(others, model, leaf.element_size(), context.training)
+    whole = rest + sum(decision.before.seconds for _, decision in decisions)
+    if gain >= LEAST_GAIN * whole:
+        return decisions
+    reason = f"the whole graph would gain {gain / whole:.1%} of its time"
+    return [(region, unchanged(decision, reason)) for region, decision in decisions]
 
 
 def _reports(gm: GraphModule, decisions: Sequence[tuple[Region, Decision]], found: Regions) -> list[LayerReport]:
