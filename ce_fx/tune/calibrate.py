@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -35,10 +37,12 @@ _ROUNDS = 2
 _LIMITS = Quality(0.9, 2.0, 0)  # what a fit must reach on held-out ops to be used
 _UNITS = {"t0": ("t0_us", 1e-6), "rate": ("rate_gmac_s", 1e9), "each": ("each_us", 1e-6)}
 _UNITS |= {name: (f"{name}_gb_s", 1e9) for name in ("bandwidth", "far")}
+_POSITIVE = ("t0", "rate", "bandwidth")  # the other constants may be absent, as 0
+_PATIENCE = 60.0  # seconds until an unasked calibration that met an obstacle is tried again
 
 _known: dict[tuple[str, str], TimeModel] = {}
 _told: set[str] = set()
-_tried: set[tuple[str, str]] = set()
+_not_before: dict[tuple[str, str], float] = {}  # when to try again, on the clock of `time.monotonic`
 
 
 def time_model(
@@ -62,10 +66,8 @@ def time_model(
     """
     device = torch.device(device)
     own = stored(device, dtype) or stored(device, torch.float32)
-    place = str(store.folder()), machine.key(device, torch.float32)
-    if own is None and measure and place not in _tried and _may_measure(device):
-        _tried.add(place)  # a machine that is too noisy now is not asked again by every region of a model
-        own = calibrate(device, torch.float32, verbose=verbose)
+    if own is None and measure:
+        own = _measured_unasked(device, verbose)
     return _for_dtype(own or TimeModel.default(device), dtype)
 
 
@@ -187,10 +189,27 @@ def _good(quality: Quality) -> bool:
     return quality.spearman >= _LIMITS.spearman and quality.factor <= _LIMITS.factor
 
 
-def _may_measure(device: torch.device) -> bool:
-    """Whether to calibrate unasked: not in one of several ranks, each of which would decide by a model of its own."""
+def _measured_unasked(device: torch.device, verbose: bool | None) -> TimeModel | None:
+    """A calibration that nobody asked for: an obstacle is no reason for a warning, nor to look again at once."""
+    place = str(store.folder()), f"{device}, {torch.get_num_threads()} threads"
+    now = time.monotonic()
+    if now < _not_before.get(place, now):
+        return None
+    obstacle = _several_ranks() or machine.obstacle(device)
+    if obstacle is not None:
+        _not_before[place] = now + _PATIENCE
+        log.info("%s is not calibrated now: %s", device, obstacle)
+        return None
+    model = calibrate(device, torch.float32, verbose=verbose)
+    _not_before[place] = math.inf  # a machine that is too noisy is not asked again by every region of a model
+    return model if model.calibrated else None
+
+
+def _several_ranks() -> str | None:
+    """Each rank would decide by a model of its own, and they would run different graphs."""
     group = torch.distributed
-    return not (group.is_available() and group.is_initialized() and group.get_world_size() > 1)
+    several = group.is_available() and group.is_initialized() and group.get_world_size() > 1
+    return "the ranks of a process group need one model" if several else None
 
 
 def _defaults_because(reason: str, default: TimeModel) -> TimeModel:
@@ -249,15 +268,18 @@ def _from_units(shown: Mapping[str, float]) -> Roofline:
     for field in fields(Roofline):
         label, unit = _UNITS.get(field.name, (field.name, 1.0))
         values[field.name] = float(shown[label]) * unit
-    if min(values.values()) < 0 or not all(values[name] > 0 for name in ("t0", "rate", "bandwidth")):
-        raise ValueError("a constant is not positive")
+    if not all(math.isfinite(v) and v >= 0 for v in values.values()) or not min(values[n] for n in _POSITIVE):
+        raise ValueError("a constant is negative, zero or no number")
     return Roofline(**values)
 
 
 def _read(key: str, data: Mapping[str, Any]) -> TimeModel | None:
     """The model in a record; None where it is malformed or predicts too badly, which is said once."""
     try:
-        found = [Quality(float(q["spearman"]), float(q["factor"]), 0) for q in data["held_out"].values()]
+        found = [
+            Quality(float(q["spearman"]), float(q["factor"]), 0)
+            for q in (data["held_out"]["forward"], data["held_out"]["both"])
+        ]
         forward, both = ({f: _from_units(data[d][f]) for f in FAMILIES} for d in ("forward", "both"))
         model = TimeModel(data["kind"], forward, both, True, int(data["itemsize"]), bool(data["complex_numbers"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
