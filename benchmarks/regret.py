@@ -1,14 +1,16 @@
 """How far each way of choosing a plan is from the best one: `python -m benchmarks.regret [--only REGEX]`.
 
-For each tensorly-torch convolution up to 16 distinct candidates (what the time model and the FLOPs prefer, the
-planner's own list, and others at random) are lowered and measured, all interleaved, forward and in training. The regret
-of a choice is its time over that of the fastest candidate; the layer as written and the hand-written orders run along.
+For each tensorly-torch convolution up to 16 distinct candidates (the planner's list: time-best, FLOPs-best, dense and
+near ones; in other ways and formats; other trees, half of them at random) are lowered and measured, all interleaved,
+forward and in training. The regret of a choice is its time over that of the fastest of all. The layer as written, the
+hand-written orders, and what `ce_fx.optimize` makes of the layer, by prediction and with measuring, run along.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,17 +26,21 @@ import ce_fx
 import ce_fx.plan.planner as planner
 from benchmarks.cases import Case, chosen, convolutions
 from benchmarks.harness import compare, machine
+from benchmarks.table import own_cache
 from ce_fx.capture.reading import read
+from ce_fx.cost import cost_of
 from ce_fx.lift.regions import find_regions
 from ce_fx.lower.emit import LoweringError
-from ce_fx.lower.price import ops_of_nodes
 from ce_fx.lower.sums import candidate, networks
+from ce_fx.plan.candidates import make_plans
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import Tree
+from ce_fx.tune.calibrate import time_model
 
 MOST = 16
+TUNED: dict[str, bool | str] = {"ce_fx, predicted": False, "ce_fx, measured": "auto"}
 FEW = 4
 """Operands up to which all trees are candidates."""
 SAMPLE = 150
@@ -104,7 +110,7 @@ def problem(case: Case, module: torch.nn.Module, mode: str, small: bool = False)
     grads = mode == "train"
     operands = [Operand(constant=leaf is not x, needs_grad=grads) for leaf in leaves]
     (network,) = networks(region.expression, operands)
-    return Problem(network, leaves, mode, TimeModel.default(x.device))
+    return Problem(network, leaves, mode, time_model(x.device))
 
 
 def _attribute(module: Any, path: str) -> Any:
@@ -125,14 +131,11 @@ def lowered(plan: Plan, label: str, of: Problem) -> tuple[str, Candidate]:
 
 def predicted(module: GraphModule, of: Problem) -> float:
     """Seconds by the time model, over the ops that a module really runs, copies included."""
-    with torch.set_grad_enabled(of.mode == "train"):
+    train = of.mode == "train"
+    with torch.set_grad_enabled(train):
         reading = read(module, of.leaves)
-    total = 0.0
-    for nodes in reading.ops.values():
-        for node in nodes:
-            grads = sum(n.meta.get("needs_grad", False) for n in node.all_input_nodes) if of.mode == "train" else 0
-            total += of.model.seconds(ops_of_nodes([node]), min(grads, 2))
-    return total
+    nodes = [node for group in reading.ops.values() for node in group]
+    return cost_of(nodes, of.model, of.leaves[0].element_size(), train).seconds
 
 
 def plan_along(tree: Tree, of: Problem) -> Plan:
@@ -148,7 +151,7 @@ def plan_along(tree: Tree, of: Problem) -> Plan:
 
 
 def candidates(of: Problem, most: int = MOST, seed: int = 0) -> list[Candidate]:
-    """Distinct ones: time-best (its tree in plain ways too), FLOPs-best, the planner's list, then random."""
+    """Distinct ones: the planner's list, its first two in usual ways and in channels_last, then other trees."""
     found: dict[str, Candidate] = {}
     best = inf
     for label, plan in _plans(of, seed):
@@ -160,23 +163,19 @@ def candidates(of: Problem, most: int = MOST, seed: int = 0) -> list[Candidate]:
             code, one = lowered(plan, label, of)
         except (LoweringError, PlanError):
             continue  # not every tree can be emitted; the planner's own ones are tested elsewhere
-        best = min(best, plan.cost) if label != "flops" else best
+        best = min(best, plan.cost)
         found.setdefault(code, one)
     return list(found.values())
 
 
 def _plans(of: Problem, seed: int) -> Iterator[tuple[str, Plan]]:
     mode: Any = of.mode
-    fast = planner.make_plan(of.network, objective="time", mode=mode, time_model=of.model)
-    cheap = planner.make_plan(of.network, objective="flops", mode=mode)
-    yield "time", fast
-    yield "time, plain ways", replace(fast, ways={})
-    yield "flops", plan_along(cheap.tree, of)
-    many = getattr(planner, "make_plans", None)
-    if many is not None:
-        for plan in many(of.network, k=8, objective="time", mode=mode, time_model=of.model):
-            yield "list", plan
-    yield "written", plan_along(planner.written_tree(of.network.n), of)
+    listed = make_plans(of.network, mode=mode, time_model=of.model)
+    for plan in listed:
+        yield plan.method, plan
+    for plan in listed[:2]:
+        yield f"{plan.method}, usual ways", replace(plan, ways={})
+        yield f"{plan.method}, channels_last", replace(plan, channels_last=True)
     rng = random.Random(seed)
     trees = list(_all_trees(list(range(of.network.n)))) if of.network.n <= FEW else _random_trees(of.network.n, rng)
     plans = sorted((plan_along(tree, of) for tree in trees), key=lambda plan: plan.cost)
@@ -237,7 +236,10 @@ def regrets(case: Case, mode: str, rounds: int = 7, budget: float = 0.02, small:
     runs: dict[str, Callable[[], Tensor]] = {"written": partial(module, x)}
     runs |= {f"hand: {name}": partial(bind(module), x) for name, bind in case.orders.items()}
     runs |= {str(n): partial(one.run, *of.leaves) for n, one in enumerate(found)}
+    torch._dynamo.reset()
     with torch.set_grad_enabled(mode == "train"):
+        for name, tune in TUNED.items():
+            runs[name] = partial(ce_fx.optimize(module, (x,), tune=tune), x)
         steps = {name: _step(run, [x, *module.parameters()], mode) for name, run in runs.items()}
         measured = compare(steps, rounds, budget).seconds
     return evaluate(case.name, mode, found, measured)
@@ -250,12 +252,12 @@ def evaluate(case: str, mode: str, found: Sequence[Candidate], measured: dict[st
         case: the layer's name.
         mode: "forward" or "train".
         found: the candidates.
-        measured: seconds of "written", of each "hand: <name>", and of each candidate by its number.
+        measured: seconds of "written", of each "hand: <name>", of `TUNED`, and of each candidate by its number.
     """
     ranked = sorted(range(len(found)), key=lambda n: found[n].predicted)
     seconds = [measured[str(n)] for n in range(len(found))]
     fastest = min(range(len(found)), key=seconds.__getitem__)
-    best = min(seconds[fastest], measured["written"])
+    best = min(seconds[fastest], measured["written"], *(measured[name] for name in TUNED))
     times = {
         "written": measured["written"],
         "flops": seconds[min(range(len(found)), key=lambda n: found[n].flops)],
@@ -264,6 +266,7 @@ def evaluate(case: str, mode: str, found: Sequence[Candidate], measured: dict[st
         "top 3": min(seconds[n] for n in ranked[:3]),
         "top 5": min(seconds[n] for n in ranked[:5]),
         "top 3 + written": min(measured["written"], *(seconds[n] for n in ranked[:3])),
+        **{name: measured[name] for name in TUNED},
     }
     label = f"{found[fastest].label}, rank {ranked.index(fastest) + 1} of {len(found)}"
     return Regrets(case, mode, best, label, {name: value / best for name, value in times.items()})
@@ -297,15 +300,18 @@ def main() -> None:
     parser.add_argument("--mode", choices=["forward", "train", "both"], default="both")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shipped", action="store_true", help="rank by the constants that come with the package")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     modes = ("forward", "train") if args.mode == "both" else (args.mode,)
     rows = []
-    for case in chosen(convolutions(args.rank), args.only):
-        for mode in modes:
-            rows.append(regrets(case, mode, args.rounds))
-            print(f"{case.name} {mode}: model {rows[-1].by_choice['model']:.2f}", flush=True)
-    print(f"\n{machine()}\n{table(rows)}")
+    with own_cache():
+        calibrated = time_model("cpu", measure=not args.shipped).calibrated
+        for case in chosen(convolutions(args.rank), args.only):
+            for mode in modes:
+                rows.append(regrets(case, mode, args.rounds))
+                print(f"{case.name} {mode}: model {rows[-1].by_choice['model']:.2f}", file=sys.stderr, flush=True)
+    print(f"{machine()}, time model {'calibrated' if calibrated else 'as shipped'}\n{table(rows)}")
 
 
 if __name__ == "__main__":

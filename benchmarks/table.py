@@ -25,6 +25,7 @@ from benchmarks.cases import RANKS, Case, cases, chosen
 from benchmarks.harness import machine
 from benchmarks.measure import MODES, Settings, measure
 from benchmarks.results import FOLDER, Row, Run, changes, last, load, save
+from ce_fx.tune.calibrate import time_model
 
 TUNE = {"auto": "auto", "yes": True, "no": False}
 
@@ -127,7 +128,7 @@ def closing(run: Run, before: Run | None) -> str:
 
 
 @contextmanager
-def _own_cache() -> Iterator[None]:
+def own_cache() -> Iterator[None]:
     """What was tuned before is not known here, so that a first call is one; what the user has cached is left alone."""
     before = os.environ.get("CE_FX_CACHE_DIR")
     with tempfile.TemporaryDirectory() as folder:
@@ -140,11 +141,19 @@ def _own_cache() -> Iterator[None]:
                 os.environ["CE_FX_CACHE_DIR"] = before
 
 
-def _warm_up(settings: Settings) -> None:
-    """What only a process's first call does (imports, the calibration) belongs to no row."""
+def _warm_up(settings: Settings) -> str:
+    """What only a process's first call does (imports, the calibration) belongs to no row.
+
+    Returns:
+        Whose constants the time model has.
+    """
+    start = time.perf_counter()
+    model = time_model(settings.device, measure=settings.tune is not False)
+    spent = time.perf_counter() - start
     layer = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 4, 3)).to(settings.device)
     with torch.no_grad():
         ce_fx.optimize(layer, (torch.randn(1, 4, 8, 8, device=settings.device),), tune=settings.tune)
+    return f"time model calibrated in {spent:.1f} s" if model.calibrated else "time model as shipped"
 
 
 def measured(found: Sequence[Case], modes: Sequence[str], settings: Settings) -> Iterator[Row]:
@@ -188,13 +197,14 @@ def main(arguments: Sequence[str] | None = None) -> Run:
         device=args.device,
     )
     warnings.filterwarnings("ignore", message=".*TF32.*")
+    how = "as saved"
     if not args.show:
-        with _own_cache():
-            _warm_up(settings)
+        with own_cache():
+            how = _warm_up(settings)
             for row in measured(found, MODES if args.mode == "both" else (args.mode,), settings):
                 run = run.with_rows([row])
                 save(run, path)
-    print(f"{run.machine}, tune {args.tune}, {args.device}\n\n{table(run.rows)}")
+    print(f"{run.machine}, tune {args.tune}, {args.device}, {how}\n\n{table(run.rows)}")
     print(closing(run, last(run, besides=path)))
     return run
 

@@ -249,17 +249,22 @@ def test_a_regret_is_time_over_the_fastest():
         regret.Candidate("tree", torch.zeros, predicted=4.0, flops=8),
     ]
     measured = {"written": 12.0, "hand: a": 8.0, "hand: b": 3.0, "0": 6.0, "1": 8.0, "2": 5.0, "3": 4.0}
+    measured |= {"ce_fx, predicted": 6.4, "ce_fx, measured": 4.4}
     result = regret.evaluate("layer", "train", found, measured)
     assert result.best == 4.0
-    assert result.by_choice == {
-        "written": 3.0,
-        "flops": 2.0,
-        "by hand": 0.75,
-        "model": 1.5,
-        "top 3": 1.25,
-        "top 5": 1.0,
-        "top 3 + written": 1.25,
-    }
+    assert result.by_choice == pytest.approx(
+        {
+            "written": 3.0,
+            "flops": 2.0,
+            "by hand": 0.75,
+            "model": 1.5,
+            "top 3": 1.25,
+            "top 5": 1.0,
+            "top 3 + written": 1.25,
+            "ce_fx, predicted": 1.6,
+            "ce_fx, measured": 1.1,
+        }
+    )
     assert "rank 4 of 4" in result.label
     assert "geo-mean" in regret.table([result, result])
 
@@ -271,7 +276,7 @@ def test_candidates_of_a_layer_are_distinct_and_equal_to_it(kind, mode):
     module = case.module()
     problem = regret.problem(case, module, mode, small=True)
     found = regret.candidates(problem, most=6)
-    assert found[0].label == "time"
+    assert "time" in {one.label for one in found}
     assert len({one.run.code for one in found}) == len(found) > 1
     assert all(one.predicted > 0 for one in found)
     regret.check(found, module, problem, case.input(small=True))
