@@ -6,8 +6,10 @@ anywhere, and is cached by compilers downstream.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
+from typing import TypeAlias
 
 import torch
 from torch.fx import Graph, Node
@@ -24,7 +26,10 @@ from ce_fx.plan.tree import Step, Tree, step_of, subset_of
 
 __all__ = ["LoweringError", "emit"]
 
-EMITTERS = {
+Emitter: TypeAlias = Callable[..., Value]
+"""`emitter(graph, network, step, larger, smaller, wish)`"""
+
+EMITTERS: dict[str, Emitter] = {
     "slide": slide,
     "merge": merge,
     "mul": product,
@@ -34,7 +39,7 @@ EMITTERS = {
 }
 """From the kind of a step to what emits it; each takes the larger side first."""
 
-WAYS = {"matmul": pixels_matmul, "unfold": unfold, "taps": taps, "band": band}
+WAYS: dict[str, Emitter] = {"swapped": partial(matrix, swap=True), "matmul": pixels_matmul, "unfold": unfold, "taps": taps, "band": band}
 """The same for the ways that are not those of the kind; see `ce_fx.plan.ways`."""
 
 

@@ -27,10 +27,13 @@ def product(graph: Graph, network: Network, step: Step, larger: Value, smaller: 
     return Value(graph.call_function(torch.mul, tuple(sides)), tuple((x,) for x in order), lengths)
 
 
-def matrix(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
+def matrix(
+    graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters, swap: bool = False
+) -> Value:
     """One matmul, `[rows, K] @ [K, columns]`, or transposed where the rows are wished for last.
 
-    An operand that is stored the other way round is read transposed.
+    An operand that is stored the other way round is read transposed. With `swap` the columns are last where the rows
+    are wished for last, and the other way round: the same products in an order that a library may do faster.
 
     Where K lies between the larger's rows, the leading ones become a batch, and `[columns, K] @ [B, K, rows]` is
     taken: the large operand is not moved.
@@ -45,7 +48,7 @@ def matrix(graph: Graph, network: Network, step: Step, larger: Value, smaller: V
             x = arranged(graph, larger, [lead, summed, tail])
             w = arranged(graph, smaller, [columns, summed])
             return Value(graph.call_function(torch.matmul, (w, x)), (lead, columns, tail), lengths)
-    if wish and wish[-1] in rows:
+    if bool(wish and wish[-1] in rows) != swap:
         a = _two_dims(graph, smaller, columns, summed)
         b = _two_dims(graph, larger, summed, rows)
         return Value(graph.call_function(torch.mm, (a, b)), (columns, rows), lengths)

@@ -9,6 +9,8 @@ A step has a way of its own kind (see `ce_fx.plan.kinds`). Some have others, equ
     slide    band      the kernel spread to a matrix over positions, then a matmul  tiny images, thin kernels
     pixels   conv      a 1x1 convolution                                            many positions
     pixels   matmul    a matmul with the features as batch                          few of them
+    mm       mm        a matmul in the order that the next step reads               most
+    mm       swapped   its transpose                                                thin matrices
 
 "unfold" is im2col (Chellapilla et al., 2006), "taps" the same transposed (col2im of a kernel-to-row product), "band"
 a Toeplitz matrix. Which is fastest depends on sizes and machine by factors of 2 to 4, so the time model prices them
@@ -41,6 +43,8 @@ def ways_of(step: Step, network: Network) -> tuple[Way, ...]:
     kind = kind_of(step, network)
     if kind == "pixels":
         return ("conv", "matmul")
+    if kind == "mm":
+        return ("mm", "swapped")
     if kind == "slide" and _plain(step, network):
         return ("conv", *(way for way, fits in _FITS.items() if fits(step, network)))
     return ("conv",) if kind in ("slide", "merge") else (kind,)
@@ -54,6 +58,9 @@ def ops_of_way(step: Step, network: Network, way: Way) -> tuple[Op, ...]:
     if way == "matmul":
         (op,) = ops
         return (Op("bmm", op.macs, op.reduce, op.columns, op.rows, op.elements),)
+    if way == "swapped":
+        (op,) = ops
+        return (Op("mm", op.macs, op.reduce, op.rows, op.columns, op.elements),)
     return ops
 
 
