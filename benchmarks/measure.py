@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,7 @@ def measure(case: Case, mode: str, settings: Settings) -> Row:
         first=(cold, warm),
         first_eager=eager,
         decisions=_decisions(fast),
+        reasons=dict(Counter(f"{layer.decision}: {layer.reason}" for layer in _layers(fast))),
         difference=difference,
         idle=case.idle,
     )

@@ -29,6 +29,7 @@ class Row:
         first: seconds of the first call of a new module, cold, and of another one of the same shapes.
         first_eager: seconds of the first call of `torch.compile(backend="eager")`, which captures and changes nothing.
         decisions: of the report, counted: "1 rewritten, 0 kept".
+        reasons: the report's, each with how often it was given.
         difference: between both results, relative to the largest output.
         idle: nothing is to be gained here.
         error: why it was not measured.
@@ -43,6 +44,7 @@ class Row:
     first: tuple[float, float] | None = None
     first_eager: float | None = None
     decisions: str = ""
+    reasons: dict[str, int] = field(default_factory=dict)
     difference: float = 0.0
     idle: bool = False
     error: str = ""

@@ -113,18 +113,21 @@ def _ms(row: Row, name: str | None) -> str:
 
 
 def closing(run: Run, before: Run | None) -> str:
-    """The bars, and what changed since the last run."""
-    lines = [
-        "",
-        "bars (of the rows above)",
-        *(f"  {verdict}" for verdict in judge(run.rows, bars_of(run.options["tune"]))),
-    ]
+    """The rows that lost and what the report said of them, the bars, and what changed since the last run."""
+    lost = [row for row in run.rows if not row.error and mark(row)]
+    lines = ["", *(f"{mark(row)} {row.name} {row.mode}: {_reasons(row)}" for row in lost)]
+    lines.append("bars (of the rows above)")
+    lines += [f"  {verdict}" for verdict in judge(run.rows, bars_of(run.options["tune"]))]
     if before is None:
         return "\n".join([*lines, "no earlier run of this machine with these options"])
     moved = changes(before, run)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(before.when))
     lines.append(f"against the run of {when}: {len(moved)} rows changed by more than 10%")
     return "\n".join([*lines, *(f"  {change}" for change in moved)])
+
+
+def _reasons(row: Row) -> str:
+    return "; ".join(f"{count} {reason}" for reason, count in row.reasons.items()) or "nothing was found to rewrite"
 
 
 @contextmanager

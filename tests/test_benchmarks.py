@@ -136,6 +136,13 @@ def test_a_row_that_lost_is_marked(one, sign):
     assert (f" {sign} " in table([one])) or not sign
 
 
+def test_a_row_that_lost_comes_with_what_the_report_said():
+    lost = dataclasses.replace(row("slow", gain=0.5), reasons={"rewritten: measured wrongly": 2})
+    printed = closing(run(row(), lost, Row("failed", "train", error="boom")), None)
+    assert "< slow forward: 2 rewritten: measured wrongly" in printed
+    assert "64@56/.25 forward: " not in printed
+
+
 def test_a_failed_row_says_why():
     assert "ValueError: no" in table([row(), Row("conv/x", "forward", error="ValueError: no")])
 
@@ -212,6 +219,9 @@ def test_a_measured_row_is_complete(name, mode):
     assert {"written", "ce_fx"} <= set(measured.seconds)
     assert set(measured.gain) == set(measured.seconds) - {"ce_fx"}
     assert measured.difference < 1e-4
+    assert sum(measured.reasons.values()) == sum(
+        int(part.split()[0]) for part in measured.decisions.split(", ") if part
+    )
     assert measured.first is not None and min(measured.first) > 0
     assert (measured.best_hand is not None) == bool(BY_NAME[name].orders)
     assert ("dense" in measured.seconds) == (mode == "forward" and name.startswith("conv/"))
