@@ -248,7 +248,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return ranks
 
 
-def held_out(samples: Sequence[Sample], prior: TimeModel, splits: int = 3) -> tuple[Quality, Quality]:
+def held_out(samples: Sequence[Sample], prior: TimeModel, splits: int = 6) -> tuple[Quality, Quality]:
     """Quality on ops that the fit has not seen, forward and both: the mean over splits.
 
     Each split leaves out about a third of every family, at random; an op is on one side whole.

@@ -92,7 +92,10 @@ def _between(rng: random.Random, family: str, least: float, most: float) -> Inst
 
 
 def _matmul(rng: random.Random) -> Instance:
+    """`[m, k] @ [k, n]`, the second operand as it is or transposed; the short side of the result first or last."""
     m, k, n = rng.choice(ROWS), rng.choice((2, *CHANNELS)), rng.choice((1, 2, *CHANNELS))
+    if rng.random() < 0.3:
+        m, n = n, m
     op = Op("mm", m * k * n, k, n, m, m * k + k * n + m * n)
     if rng.random() < 0.5:
         return Instance(op, torch.mm, ((m, k), (k, n)))
@@ -100,18 +103,20 @@ def _matmul(rng: random.Random) -> Instance:
 
 
 def _batched(rng: random.Random) -> Instance:
-    g, m = rng.choice((2, 4, 8, 16, 32, 64)), rng.choice(ROWS)
+    """One matrix a batch item, applied from the right; or one a group, or one for all, from the left of the pixels."""
+    g, m = rng.choice((1, 2, 4, 8, 16, 32, 64)), rng.choice(ROWS)
     k, n = rng.choice((2, *FEW)), rng.choice((1, 2, *FEW))
     b = rng.choice(BATCHES)
-    op = Op("bmm", g * b * m * k * n, k, n, m, g * (b * m * k + k * n + b * m * n))
+    macs, elements = g * b * m * k * n, g * (b * m * k + k * n + b * m * n)
     if b == 1:
-        return Instance(op, torch.bmm, ((g, m, k), (g, k, n)))
-    return Instance(op, lambda x, w: torch.matmul(w, x), ((b, g, k, m), (g, n, k)))
+        return Instance(Op("bmm", macs, k, n, m, elements), torch.bmm, ((g, m, k), (g, k, n)))
+    shapes = ((b, g, k, m), (g, n, k)) if g > 1 else ((b, k, m), (n, k))
+    return Instance(Op("bmm", macs, k, m, n, elements), lambda x, w: torch.matmul(w, x), shapes)
 
 
 def _convolution(rng: random.Random, channels: int, columns: int, groups: int, kernel: tuple[int, int]) -> Instance:
     b, side = rng.choice(BATCHES), rng.choice(SIDES)
-    stride = 2 if rng.random() < 0.2 and side > 10 else 1
+    stride = 2 if rng.random() < 0.2 and side > 10 and kernel != (1, 1) else 1
     pad = (kernel[0] // 2, kernel[1] // 2)
     out = [(side + 2 * p - k) // stride + 1 for p, k in zip(pad, kernel, strict=True)]
     window, rows = math.prod(kernel), math.prod(out)
@@ -191,6 +196,8 @@ def _transposition(rng: random.Random) -> Instance:
     shape = (rng.choice(BATCHES), rng.choice(CHANNELS), rng.choice((1, *SIDES)), rng.choice(SIDES))
     results = math.prod(shape)
     order = rng.choice(((0, 2, 3, 1), (1, 0, 2, 3), (3, 2, 1, 0), (0, 1, 3, 2)))
+    if [n for n in order if shape[n] > 1] == [n for n in range(4) if shape[n] > 1]:
+        order = (3, 2, 1, 0)  # what keeps its order in memory is a view, which nobody copies
     return Instance(
         Op("copy", 0, 1, 1, results, 2 * results),
         lambda x: x.permute(order).clone(memory_format=torch.contiguous_format),
