@@ -53,7 +53,7 @@ def slide(graph: Graph, network: Network, step: Step, larger: Value, smaller: Va
         larger, smaller = contract_windows(graph, number, dims.pop(number), larger, smaller)
     for number in sorted(transposed, key=lambda axis: -dims[axis].kernel)[3:]:
         larger, smaller = _contract_shifts(graph, number, dims.pop(number), larger, smaller)
-    return _convolution(graph, step, larger, smaller, dims, _transposed_call if transposed else _plain_call)
+    return convolution(graph, step, larger, smaller, dims, transposed=bool(transposed))
 
 
 def merge(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
@@ -65,7 +65,7 @@ def merge(graph: Graph, network: Network, step: Step, larger: Value, smaller: Va
     dims = {axis.axis: _merge_dim(*_grids(axis, left)) for axis in step.joined}
     for axis in sorted(dims, key=lambda axis: -dims[axis].kernel)[3:]:
         larger, smaller = _contract_shifts(graph, axis, dims.pop(axis), larger, smaller)
-    return _convolution(graph, step, larger, smaller, dims, _transposed_call)
+    return convolution(graph, step, larger, smaller, dims, transposed=True)
 
 
 def slide_dims(network: Network, step: Step) -> dict[int, Dim]:
@@ -96,7 +96,9 @@ def _merge_dim(first: Grid, second: Grid, out: Grid) -> Dim:
     return Dim(stride, dilation, 0, first.length, out.length, second.length)
 
 
-def _convolution(graph: Graph, step: Step, x: Value, w: Value, dims: Mapping[int, Dim], call: Any) -> Value:
+def convolution(
+    graph: Graph, step: Step, x: Value, w: Value, dims: Mapping[int, Dim], transposed: bool = False
+) -> Value:
     """One call of torch's convolution.
 
     x is arranged as [lead, groups + channels, *positions] and w as [groups + outs, channels, *kernel], or for a
@@ -113,9 +115,10 @@ def _convolution(graph: Graph, step: Step, x: Value, w: Value, dims: Mapping[int
         arranged(graph, x, [lead, groups + channels, *places]), (lead, groups + channels, *places), x.lengths
     )
     kernel: list[Letters] = [place if _joined(place, dims) else () for place in places]
-    matrix = [groups + channels, outs] if call is _transposed_call else [groups + outs, channels]
+    matrix = [groups + channels, outs] if transposed else [groups + outs, channels]
     weight = dense(graph, arranged(graph, w, [*matrix, *kernel]))
     plan = [dims[place[0]] if _joined(place, dims) else _through(x, place) for place in places]
+    call = _transposed_call if transposed else _plain_call
     node = call(graph, features.node, weight, plan, prod(x.size(letter) for letter in groups))
     lengths = {**w.lengths, **x.lengths, **{axis: dim.out for axis, dim in dims.items()}}
     return Value(node, (lead, groups + outs, *places), lengths)

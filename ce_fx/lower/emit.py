@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from ce_fx.algebra import Index, flat
 from ce_fx.lower.convolve import merge, slide
 from ce_fx.lower.multiply import batched, matrix, pixels, pixels_matmul, product
-from ce_fx.lower.slides import band, taps, unfold
+from ce_fx.lower.slides import band, grouped, taps, unfold
 from ce_fx.lower.value import Letter, Letters, LoweringError, Value, arranged, shape_of, split
 from ce_fx.plan.kinds import kind_of, left_is_larger
 from ce_fx.plan.network import Network
@@ -39,7 +39,16 @@ EMITTERS: dict[str, Emitter] = {
 }
 """From the kind of a step to what emits it; each takes the larger side first."""
 
-WAYS: dict[str, Emitter] = {"swapped": partial(matrix, swap=True), "matmul": pixels_matmul, "unfold": unfold, "taps": taps, "band": band}
+WAYS: dict[str, Emitter] = {
+    "swapped": partial(matrix, swap=True),
+    "matmul": pixels_matmul,
+    "grouped": grouped,
+    "unfold": unfold,
+    "unfold_conv": partial(unfold, conv=True),
+    "taps": taps,
+    "taps_conv": partial(taps, conv=True),
+    "band": band,
+}
 """The same for the ways that are not those of the kind; see `ce_fx.plan.ways`."""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -15,27 +16,49 @@ import torch
 from torch.fx import Graph, Node
 
 from ce_fx.algebra import Index
-from ce_fx.lower.convolve import contract_windows, renamed, slide_dims
+from ce_fx.lower.convolve import contract_windows, convolution, renamed, slide_dims
 from ce_fx.lower.padding import Dim, Pad, cropped_or_padded
-from ce_fx.lower.value import Letter, Letters, Value, arranged, split
+from ce_fx.lower.value import Letter, Letters, Value, arranged, dense, split
 from ce_fx.plan.network import Network
 from ce_fx.plan.tree import Step
 
 
-def unfold(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
-    """The windows of the features are copied out, and their positions contracted with the kernel's."""
+def unfold(
+    graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters, conv: bool = False
+) -> Value:
+    """The windows of the features are copied out, and their positions contracted with the kernel's.
+
+    By a matmul, or with `conv` by a 1x1 convolution, for which torch may have the faster library.
+    """
     for axis, dim in slide_dims(network, step).items():
         larger, smaller = contract_windows(graph, axis, dim, larger, smaller)
-    return _at_positions(graph, step, larger, smaller)
+    return _at_positions(graph, step, larger, smaller, conv=conv)
 
 
-def taps(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
-    """Every kernel position has columns of its own, and what they give is shifted and added up."""
+def grouped(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
+    """A kernel that many images share is repeated, and those that are neighbours are convolved as groups of one."""
+    shared = {*smaller.letters, *(axis.axis for axis in step.joined)}
+    _, *channels = (x for x in larger.letters if isinstance(x, Index) and x not in shared)
+    smaller = split(graph, smaller)
+    sizes = [letter.size for letter in channels]
+    node = graph.call_method("expand", (smaller.node, *sizes, *(-1 for _ in smaller.dims)))
+    repeated = Value(node, (*((letter,) for letter in channels), *smaller.dims), smaller.lengths)
+    step = replace(step, batch=(*step.batch, *channels))
+    return convolution(graph, step, larger, repeated, slide_dims(network, step))
+
+
+def taps(
+    graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters, conv: bool = False
+) -> Value:
+    """Every kernel position has columns of its own, and what they give is shifted and added up.
+
+    By a matmul, or with `conv` by a 1x1 convolution.
+    """
     dims = slide_dims(network, step)
     names = {axis: Index(f"tap.{axis}", dim.kernel) for axis, dim in dims.items()}
     for axis, name in names.items():
         smaller = renamed(smaller, axis, name)
-    value = _at_positions(graph, step, larger, smaller, tuple(names.values()))
+    value = _at_positions(graph, step, larger, smaller, tuple(names.values()), conv)
     tap_letters = tuple(names.values())
     places = tuple(x for x in larger.letters if isinstance(x, int))
     columns = _columns(smaller, step, tap_letters)
@@ -81,8 +104,8 @@ def band(graph: Graph, network: Network, step: Step, larger: Value, smaller: Val
     return Value(graph.call_function(torch.mm, (x, w)), (rows, columns), lengths)
 
 
-def _at_positions(graph: Graph, step: Step, x: Value, w: Value, taps: Letters = ()) -> Value:
-    """`[columns, K] @ [lead, K, positions]`, or with the indices that both sides keep as a batch.
+def _at_positions(graph: Graph, step: Step, x: Value, w: Value, taps: Letters = (), conv: bool = False) -> Value:
+    """`[columns, K] @ [lead, K, positions]`, or with the indices that both sides keep as a batch (as groups).
 
     Kernel positions that x does not have come before the columns.
     """
@@ -93,6 +116,12 @@ def _at_positions(graph: Graph, step: Step, x: Value, w: Value, taps: Letters = 
     lead = _others(x, (*shared, *places))
     columns = (*taps, *_columns(w, step, (*taps, *summed)))
     lengths = {**w.lengths, **x.lengths}
+    if conv:
+        features = arranged(graph, x, [lead, batch + summed, places])
+        kernel = dense(graph, arranged(graph, w, [batch + columns, summed, ()]))
+        groups: dict[str, Any] = {"groups": prod(x.size(letter) for letter in batch)} if batch else {}
+        node = graph.call_function(torch.conv1d, (features, kernel), groups)
+        return Value(node, (lead, batch + columns, places), lengths)
     if batch:
         left = arranged(graph, w, [batch, columns, summed])
         right = arranged(graph, x, [lead, batch, summed, places])

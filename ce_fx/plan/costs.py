@@ -235,4 +235,5 @@ def signature(network: Network, left: int, right: int) -> object:
         for n, axis in enumerate(network.axes)
     )
     first = (left & -left) < (right & -right)  # which of two equal sides is taken for the features
-    return tuple((mask != 0, network.prod(mask)) for mask in masks), axes, first
+    leads = tuple((mask.bit_count() > 1, network.prod(mask & -mask)) for mask in masks[2:])  # batch and channels
+    return tuple((mask != 0, network.prod(mask)) for mask in masks), leads, axes, first

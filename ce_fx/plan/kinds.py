@@ -37,23 +37,31 @@ def kind_of(step: Step, network: Network) -> Kind:
         return "mul"
     if step.batch:
         return "bmm"
-    sides = step.left_axes, step.right_axes
-    axes, other_axes = sides if left_is_larger(step, network) else sides[::-1]
-    both = step.left | step.right
-    positions = prod(network.axis_length(axis, both) for axis in axes)
-    return "pixels" if axes and not other_axes and positions >= MANY else "mm"
+    return "mm" if _at_many_positions(step, network) is None else "pixels"
 
 
 def left_is_larger(step: Step, network: Network) -> bool:
-    """Whether the left side is the one to treat as the features: it has them, or else more elements.
+    """Whether the left side is the one to treat as the features: it has them, or many positions, or more elements.
 
     Of two equals it is the one with the first operand, so that a step does not depend on the order of its sides.
     """
     sides = {axis.features_left for axis in step.joined} - {None}
     if sides:
         return True in sides
+    at_many = _at_many_positions(step, network)
+    if at_many is not None:
+        return at_many
     left, right = network.size(step.left), network.size(step.right)
     return left > right or (left == right and (step.left & -step.left) < (step.right & -step.right))
+
+
+def _at_many_positions(step: Step, network: Network) -> bool | None:
+    """Whether the left (True) or the right side (False) has many positions and the other none; None otherwise."""
+    if step.joined or bool(step.left_axes) == bool(step.right_axes):
+        return None
+    both = step.left | step.right
+    positions = prod(network.axis_length(axis, both) for axis in (*step.left_axes, *step.right_axes))
+    return bool(step.left_axes) if positions >= MANY else None
 
 
 def conv_family(channels: int, columns: int, groups: int, window: int) -> str:

@@ -4,6 +4,7 @@ A step has a way of its own kind (see `ce_fx.plan.kinds`). Some have others, equ
 
     kind     way       what runs                                                    pays where
     slide    conv      torch's convolution                                          most steps
+    slide    grouped   a kernel without channels repeated for them: depthwise       many channels
     slide    unfold    windows of the features copied out, then a matmul            small images, many channels
     slide    taps      a matmul to all kernel positions, shifted and added up       few output channels
     slide    band      the kernel spread to a matrix over positions, then a matmul  tiny images, thin kernels
@@ -11,6 +12,9 @@ A step has a way of its own kind (see `ce_fx.plan.kinds`). Some have others, equ
     pixels   matmul    a matmul with the features as batch                          few of them
     mm       mm        a matmul in the order that the next step reads               most
     mm       swapped   its transpose                                                thin matrices
+
+"unfold_conv" and "taps_conv" do the same with a 1x1 convolution in place of the matmul: torch's convolutions and
+matmuls are of different libraries, which differ by a factor of two, one way on one machine and the other on the next.
 
 "unfold" is im2col (Chellapilla et al., 2006), "taps" the same transposed (col2im of a kernel-to-row product), "band"
 a Toeplitz matrix. Which is fastest depends on sizes and machine by factors of 2 to 4, so the time model prices them
@@ -20,12 +24,13 @@ and the clock decides between the closest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import TypeAlias
 
 from ce_fx.algebra import Index
 from ce_fx.plan.grid import Grid
-from ce_fx.plan.kinds import kind_of, left_is_larger, ops_of
+from ce_fx.plan.kinds import conv_family, kind_of, left_is_larger, ops_of
 from ce_fx.plan.network import Network
 from ce_fx.plan.ops import Op
 from ce_fx.plan.time_model import TimeModel
@@ -122,7 +127,20 @@ def _always(step: Step, network: Network) -> bool:
     return True
 
 
-_FITS: dict[Way, Callable[[Step, Network], bool]] = {"unfold": _always, "taps": _taps_fit, "band": _band_fits}
+def _groups_fit(step: Step, network: Network) -> bool:
+    """A kernel that has no channel of the features, which have some beside their batch."""
+    lead = step.left_free if left_is_larger(step, network) else step.right_free
+    return not step.contracted and len(lead) > 1
+
+
+_FITS: dict[Way, Callable[[Step, Network], bool]] = {
+    "grouped": _groups_fit,
+    "unfold": _always,
+    "unfold_conv": _always,
+    "taps": _taps_fit,
+    "taps_conv": _taps_fit,
+    "band": _band_fits,
+}
 
 
 def _features(axis: AxisStep) -> Grid:
@@ -145,6 +163,7 @@ class _Slide:
         free = (step.left_free, step.right_free) if first else (step.right_free, step.left_free)
         axes = (step.left_axes, step.right_axes) if first else (step.right_axes, step.left_axes)
         self.lead = size(free[0])
+        self.batch = free[0][0].size if free[0] else 1
         self.groups = size(step.batch)
         self.channels = size(step.contracted)
         self.columns = size(free[1]) * prod(network.axis_length(axis, both) for axis in axes[1])
@@ -155,27 +174,37 @@ class _Slide:
         sides = (step.left, step.right) if first else (step.right, step.left)
         self.x, self.w = network.size(sides[0]), network.size(sides[1])
         self.y = network.size(both)
-        self.family = "bmm" if self.lead * self.groups > 1 else "mm"
 
-    def matmul(self, reduce: int, columns: int, rows: int, elements: int) -> Op:
-        """A product of matrices, one for each group and each entry of the lead."""
+    def matmul(self, reduce: int, columns: int, rows: int, elements: int, conv: bool = False) -> Op:
+        """A product of matrices, one for each group and each entry of the lead; or the same as a 1x1 convolution."""
         macs = self.lead * self.groups * reduce * columns * rows
-        return Op(self.family, macs, reduce, columns, rows, elements)
+        family = "bmm" if self.lead * self.groups > 1 else "mm"
+        if conv:
+            family = conv_family(reduce, columns, self.groups, 1)
+        return Op(family, macs, reduce, columns, rows, elements)
 
 
 def _copy(elements: int) -> Op:
     return Op("copy", 0, 1, 1, elements, 2 * elements)
 
 
-def _unfold(s: _Slide) -> tuple[Op, ...]:
+def _grouped(s: _Slide) -> tuple[Op, ...]:
+    channels = s.groups * s.lead // s.batch
+    repeated = s.w * s.lead // s.batch
+    macs = s.batch * channels * s.window * s.columns * s.rest * s.outs
+    family = conv_family(1, s.columns, channels, s.window)
+    return (_copy(repeated), Op(family, macs, s.window, s.columns, s.rest * s.outs, s.x + repeated + s.y))
+
+
+def _unfold(s: _Slide, conv: bool = False) -> tuple[Op, ...]:
     windows = s.lead * s.groups * s.channels * s.window * s.rest * s.outs
-    product = s.matmul(s.channels * s.window, s.columns, s.rest * s.outs, windows + s.w + s.y)
+    product = s.matmul(s.channels * s.window, s.columns, s.rest * s.outs, windows + s.w + s.y, conv)
     return (_copy(s.x), _copy(windows), _copy(s.w), product)
 
 
-def _taps(s: _Slide) -> tuple[Op, ...]:
+def _taps(s: _Slide, conv: bool = False) -> tuple[Op, ...]:
     shifted = s.lead * s.groups * s.columns * s.window * s.rest * s.ins
-    product = s.matmul(s.channels, s.columns * s.window, s.rest * s.ins, s.x + s.w + shifted)
+    product = s.matmul(s.channels, s.columns * s.window, s.rest * s.ins, s.x + s.w + shifted, conv)
     add = Op("add", 0, 1, 1, s.y, 3 * s.y)
     return (_copy(s.w), product, _copy(shifted), *(add for _ in range(s.window - 1)))
 
@@ -186,4 +215,11 @@ def _band(s: _Slide) -> tuple[Op, ...]:
     return (_copy(s.w), _copy(spread), product)
 
 
-_PRICES: dict[Way, Callable[[_Slide], tuple[Op, ...]]] = {"unfold": _unfold, "taps": _taps, "band": _band}
+_PRICES: dict[Way, Callable[[_Slide], tuple[Op, ...]]] = {
+    "grouped": _grouped,
+    "unfold": _unfold,
+    "unfold_conv": partial(_unfold, conv=True),
+    "taps": _taps,
+    "taps_conv": partial(_taps, conv=True),
+    "band": _band,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +17,18 @@ Clock: TypeAlias = Callable[[Callable[[], object], int, torch.device], float]
 def clock_of(device: torch.device) -> Clock:
     """The clock of a kind of device: the host's, or the device's own events where it has a queue."""
     return _CLOCKS.get(device.type, _clock_waiting)
+
+
+@cache
+def settle_allocator() -> None:
+    """Bring the host's allocator into the state that a process with larger tensors is in, once.
+
+    glibc hands out memory of a size that it has not seen freed yet by new pages, which are cleared one by one, and
+    gives pages back when twice that size lies free (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in mallopt(3)). Until then the
+    same op takes up to three times as long, or not, by what ran before it. One free block of just under 32 MiB, the
+    largest that counts, ends that.
+    """
+    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8).fill_(0)
 
 
 @contextmanager

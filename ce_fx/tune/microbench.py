@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ce_fx.plan.ops import Op
-from ce_fx.tune.clock import clock_of, plain_mode
+from ce_fx.tune.clock import clock_of, plain_mode, settle_allocator
 from ce_fx.tune.instances import Instance
 
 _TIMING = 1e-4  # seconds of one timing of a small op: shorter than a slice of the scheduler
@@ -46,6 +46,7 @@ def measure(one: Instance, device: torch.device, dtype: torch.dtype, budget: flo
         dtype: of its operands, floating point or complex.
         budget: seconds to spend; the slowest ops take more, for each is timed twice at least.
     """
+    settle_allocator()
     with plain_mode(device):
         generator = torch.Generator(device).manual_seed(0)  # one of our own: the global one is the user's
         operands = [

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import torch
 
-from ce_fx.tune.clock import clock_of
+from ce_fx.tune.clock import clock_of, settle_allocator
 
 Run: TypeAlias = Callable[[], object]
 
@@ -51,6 +51,7 @@ def race(runs: Sequence[Run], device: torch.device, budget: float) -> Race:
         budget: seconds to spend; six rounds are run at least. What is far behind after two runs is not run again, so
             that hopeless candidates cost little.
     """
+    settle_allocator()
     clock = clock_of(device)
     once = []
     for run in runs:
