@@ -2,11 +2,13 @@
 
     t = t0 + each * matrices + macs / (rate * K/(K + k0) * N/(N + n0) * M/(M + m0)) + bytes / bandwidth + beyond / far
 
-K is the reduction length, N the output channels of one group, M the pixels or rows of one batch item: each of the three
-fractions says how much of the family's rate a thin op reaches. `matrices` are the batch items and groups that the
-product falls into; `beyond` are the bytes past `NEAR`, whose memory is asked from the system anew and is in no cache.
-The launch of a convolution of one small image is a fraction of that of others, for torch then multiplies matrices
-instead of calling a library with a set-up of its own (`use_mkldnn` in ATen's Convolution.cpp).
+K is the reduction length, N the output channels of one group (of a matmul the innermost dim of its result), M the
+pixels or rows of one batch item: each of the three fractions says how much of the family's rate a thin op reaches.
+`matrices` are the batch items and groups that the product falls into; `beyond` are the bytes past `NEAR`, whose memory
+is asked from the system anew and is in no cache. An op without multiply-adds reaches N/(N + n0) of the bandwidth, where
+N are the elements that it finds in a row: a permute whose last dim is another one has 1. The launch of a convolution of
+one small image is a fraction of that of others, for torch then multiplies matrices instead of calling a library with a
+set-up of its own (`use_mkldnn` in ATen's Convolution.cpp).
 
 One rate for all families mispredicts by a factor of 2 to 4; by family the typical error is a factor of 1.3 to 1.4 (see
 `ce_fx.tune.calibrate`, and benchmarks/calibrate_defaults.py for the constants that come with the package). Forward and
@@ -38,6 +40,7 @@ class Roofline:
         t0: seconds that the op takes however small it is.
         rate: multiply-adds a second of a large op.
         k0, n0, m0: reduction length, channels and rows at which half of the rate is reached; 0 for no dependence.
+            Without multiply-adds, n0 is the run of elements at which half of the bandwidth is reached.
         bandwidth: bytes a second.
         alone: the fraction of `t0` that a convolution of one small image takes.
         each: seconds for each batch item and group.
@@ -74,6 +77,8 @@ class Roofline:
             time += self.each * matrices
             if self.alone != 1 and matrices <= 1 and _image(op) <= SMALL:
                 time -= self.t0 * (1 - self.alone)
+        else:
+            time += data / self.bandwidth * self.n0 / max(1, op.columns)
         return time
 
 
@@ -195,34 +200,34 @@ def _table(rows: Mapping[str, tuple[float, ...]]) -> dict[str, Roofline]:
 # above the core's peak is what thin ops extrapolate to, not what a large op reaches.
 _CPU_FORWARD = _table(
     {
-        "mm": (2.2, 80, 2.5, 10, 3.9, 140, 1, 0, 6.4),
-        "bmm": (5, 82, 3.7, 24, 1.3, 200, 1, 0.021, 9.9),
-        "conv1x1": (18, 120, 5.2, 4.7, 20, 44, 0.23, 0, 1.7),
-        "conv": (30, 270, 6.3, 22, 29, 36, 0.28, 0, 6.4),
-        "conv_few": (33, 150, 0.57, 16, 3.2, 48, 0.24, 0, 6.4),
-        "depthwise": (41, 60, 0.79, 0.018, 4.7, 34, 1, 0.0066, 6.4),
-        "grouped": (27, 280, 6.4, 40, 8.4, 21, 1, 0.46, 5.4),
-        "grouped_thin": (22, 41, 1.1, 7.9, 12, 100, 1, 0.57, 5.2),
-        "mul": (1, 18, 0, 0, 0, 610, 1, 0, 17),
-        "sum": (2, 8.4, 0, 0, 0, 65, 1, 0, 9.3),
-        "copy": (2.9, 8.4, 0, 0, 0, 34, 1, 0, 6.4),
-        "add": (0.89, 8.4, 0, 0, 0, 170, 1, 0, 6.4),
+        "mm": (2.2, 83, 3.5, 10, 4.7, 140, 1, 0, 6.8),
+        "bmm": (5.1, 81, 4.7, 22, 0.95, 280, 1, 0.023, 10),
+        "conv1x1": (19, 120, 4.7, 5.8, 14, 48, 0.23, 0, 1.6),
+        "conv": (30, 240, 5.6, 20, 22, 39, 0.28, 0, 6.8),
+        "conv_few": (33, 170, 0.59, 18, 3.3, 44, 0.25, 0, 2),
+        "depthwise": (41, 72, 0.87, 0.018, 4.6, 32, 1, 0.0054, 6.8),
+        "grouped": (27, 310, 5.6, 47, 5.7, 21, 1, 0.48, 5.2),
+        "grouped_thin": (22, 46, 1.1, 9.6, 8.9, 110, 1, 0.58, 4.3),
+        "mul": (1, 17, 0, 0, 0, 880, 1, 0, 24),
+        "sum": (1.6, 8.3, 0, 31, 0, 88, 1, 0, 11),
+        "copy": (2.8, 8.3, 0, 4.9, 0, 150, 1, 0, 6.8),
+        "add": (0.89, 8.3, 0, 0, 0, 170, 1, 0, 6.8),
     }
 )
 _CPU_BOTH = _table(
     {
-        "mm": (19, 29, 20, 7, 5.3, 28, 1, 0, 3.5),
-        "bmm": (31, 24, 2.1, 24, 1.7, 34, 1, 0.11, 1.8),
-        "conv1x1": (71, 47, 5.1, 6.7, 23, 8.2, 0.34, 0, 0.81),
-        "conv": (120, 79, 17, 17, 12, 5.5, 0.27, 0, 3.5),
-        "conv_few": (140, 15, 1.3, 4.5, 3.3, 11, 0.28, 0, 3.5),
-        "depthwise": (140, 3.8, 0.37, 0.027, 4.3, 13, 1, 0.017, 3.5),
-        "grouped": (94, 100, 6.3, 57, 6.4, 3.9, 1, 1.6, 1.9),
-        "grouped_thin": (84, 9.5, 1.1, 6.5, 9.3, 19, 1, 1.4, 3.1),
-        "mul": (17, 2.9, 0, 0, 0, 180, 1, 0, 3.3),
-        "sum": (14, 6.1, 0, 0, 0, 64, 1, 0, 8.1),
-        "copy": (16, 6.1, 0, 0, 0, 33, 1, 0, 3.5),
-        "add": (13, 6.1, 0, 0, 0, 130, 1, 0, 3.5),
+        "mm": (19, 31, 22, 6.8, 6, 25, 1, 0, 3.6),
+        "bmm": (31, 25, 3.5, 23, 1.3, 38, 1, 0.12, 1.8),
+        "conv1x1": (72, 45, 4.9, 7.6, 18, 8.6, 0.33, 0, 0.74),
+        "conv": (130, 79, 16, 17, 9.8, 5.4, 0.27, 0, 3.6),
+        "conv_few": (140, 15, 1.5, 4.6, 3, 11, 0.28, 0, 0.5),
+        "depthwise": (140, 3.8, 0.31, 0.027, 4, 12, 1, 0.012, 3.6),
+        "grouped": (93, 130, 6, 75, 5.1, 3.9, 1, 1.7, 1.1),
+        "grouped_thin": (84, 13, 1.3, 9.2, 7.4, 16, 1, 1.5, 2.7),
+        "mul": (17, 2.8, 0, 0, 0, 280, 1, 0, 3.7),
+        "sum": (13, 6.1, 0, 20, 0, 75, 1, 0, 10),
+        "copy": (16, 6.1, 0, 4, 0, 120, 1, 0, 3.6),
+        "add": (13, 6.1, 0, 0, 0, 130, 1, 0, 3.6),
     }
 )
 

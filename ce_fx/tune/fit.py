@@ -98,7 +98,7 @@ def _family(samples: Sequence[Sample], prior: Roofline, numbers: TimeModel, back
         return prior
     free = [f.name for f in fields(prior) if getattr(prior, f.name) > 0 and (f.name, getattr(prior, f.name)) != _WHOLE]
     if not any(s.op.macs for s in samples):
-        free = [name for name in free if name in ("t0", "bandwidth", "far")]
+        free = [name for name in free if name in ("t0", "n0", "bandwidth", "far")]
 
     def moved(logs: Sequence[float]) -> Roofline:
         values = {name: getattr(prior, name) * math.exp(log) for name, log in zip(free, logs, strict=True)}

@@ -189,7 +189,8 @@ def _summation(rng: random.Random) -> Instance:
     shape = (rng.choice(BATCHES), rng.choice(CHANNELS), rng.choice((1, *SIDES)), rng.choice(SIDES))
     dim = rng.randrange(4)
     results = math.prod(shape) // shape[dim]
-    return Instance(Op("sum", 0, 1, 1, results, math.prod(shape) + results), lambda x: x.sum(dim), (shape,))
+    run = math.prod(shape[dim + 1 :]) if dim < 3 else shape[3]
+    return Instance(Op("sum", 0, 1, run, results, math.prod(shape) + results), lambda x: x.sum(dim), (shape,))
 
 
 def _transposition(rng: random.Random) -> Instance:
@@ -198,8 +199,9 @@ def _transposition(rng: random.Random) -> Instance:
     order = rng.choice(((0, 2, 3, 1), (1, 0, 2, 3), (3, 2, 1, 0), (0, 1, 3, 2)))
     if [n for n in order if shape[n] > 1] == [n for n in range(4) if shape[n] > 1]:
         order = (3, 2, 1, 0)  # what keeps its order in memory is a view, which nobody copies
+    kept = next(n for n in range(5) if n == 4 or order[3 - n] != 3 - n)  # innermost dims that stay where they are
     return Instance(
-        Op("copy", 0, 1, 1, results, 2 * results),
+        Op("copy", 0, 1, math.prod(shape[4 - kept :]), results, 2 * results),
         lambda x: x.permute(order).clone(memory_format=torch.contiguous_format),
         (shape,),
     )
