@@ -21,7 +21,7 @@ from ce_fx.plan.plan import Plan
 from ce_fx.plan.planner import Objective, make_plan
 from ce_fx.plan.time_model import TimeModel
 
-COUNT = 8
+COUNT = 12
 """Plans that are lowered and priced."""
 
 _PEAK = 4, 1 << 26  # a candidate may need this many times the memory of what is written, and 64 MB

@@ -30,11 +30,12 @@ MARGIN = {"time": 0.9, "flops": 1.0, "memory": 1.0}
 """By prediction, a rewrite must cost less than this share of what was written: predicted time must win clearly."""
 
 _ERROR = {True: 1.5, False: 2.0}  # factor that a prediction may be off, calibrated or not
-_FINALISTS = {True: 3, False: 5}  # candidates that are timed, calibrated or not
+_FINALISTS = {True: 6, False: 8}  # candidates that are timed, calibrated or not
 _TIE = 1.03  # less than this is no gain
 _NOISE = 0.10  # two runs of one thing that differ by more say nothing about others
 _HEAVY = 0.05  # share of a plan's predicted time from which other ways of a step are tried
-_VARIANTS = 6  # other ways that are tried at once
+_VARIANTS = 8  # other ways that are tried at once
+_HOPELESS = 8  # times the predicted time, from which a way is not tried
 _BUDGET = 0.2  # seconds of one race
 
 
@@ -164,18 +165,17 @@ def _quiet(attempt: Callable[[], Race]) -> Race | None:
 
 
 def _leaves(problem: Problem) -> list[Tensor]:
-    """Random leaves of the true shapes, strides, dtypes and devices; the global random state is not touched."""
+    """Random leaves of the true shapes, strides, dtypes and devices; the global random state is not touched.
+
+    They need a gradient where the true ones do, recorded or not: torch chooses kernels by it.
+    """
     generator = torch.Generator().manual_seed(0)
-    return [
-        random_like(fake, generator).requires_grad_(problem.training and fake.requires_grad) for fake in problem.leaves
-    ]
+    return [random_like(fake, generator).requires_grad_(fake.requires_grad) for fake in problem.leaves]
 
 
 def _run(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
     """One run in the mode that counts: forward, or with the backward of all leaves that need a gradient."""
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    if not wanted:
-        return lambda: forward(*leaves)
     result = forward(*leaves)
     if not result.requires_grad:
         return lambda: forward(*leaves)
@@ -227,5 +227,5 @@ def _other_ways(problem: Problem, plan: Plan) -> Iterator[tuple[int, str, float]
         if seconds[now] < _HEAVY * problem.cost.seconds:
             continue
         for way in ways:
-            if way != now and seconds[way] < 3 * seconds[now]:
+            if way != now and seconds[way] < _HOPELESS * seconds[now]:
                 yield left | right, way, seconds[way] - seconds[now]

@@ -45,9 +45,7 @@ def matrix(
         start = larger.letters.index(summed[0])
         lead, tail = larger.letters[:start], larger.letters[start + len(summed) :]
         if larger.letters == (*lead, *summed, *tail) and _elements(larger, tail) >= MANY:
-            x = arranged(graph, larger, [lead, summed, tail])
-            w = arranged(graph, smaller, [columns, summed])
-            return Value(graph.call_function(torch.matmul, (w, x)), (lead, columns, tail), lengths)
+            return Value(at_each(graph, larger, smaller, (lead, summed, tail), columns), (lead, columns, tail), lengths)
     if bool(wish and wish[-1] in rows) != swap:
         a = _two_dims(graph, smaller, columns, summed)
         b = _two_dims(graph, larger, summed, rows)
@@ -104,9 +102,19 @@ def pixels_matmul(graph: Graph, network: Network, step: Step, larger: Value, sma
     rows, columns = _others(larger, summed), _others(smaller, summed)
     spatial = tuple(x for x in rows if isinstance(x, int))
     lead = tuple(x for x in rows if not isinstance(x, int))
-    w = arranged(graph, smaller, [columns, summed])
-    x = arranged(graph, larger, [lead, summed, spatial])
-    return Value(graph.call_function(torch.matmul, (w, x)), (lead, columns, spatial), larger.lengths)
+    node = at_each(graph, larger, smaller, (lead, summed, spatial), columns)
+    return Value(node, (lead, columns, spatial), larger.lengths)
+
+
+def at_each(graph: Graph, x: Value, w: Value, dims: tuple[Letters, Letters, Letters], columns: Letters) -> Node:
+    """`[1, columns, K] @ [lead, K, positions]`: one product for each entry of the lead.
+
+    The matrix has a dim of size 1 in front, for torch folds a plain matrix that needs a gradient into one product with
+    a copy of x on either side, even where no gradient is recorded (`should_fold` in ATen's LinearAlgebra.cpp).
+    """
+    lead, summed, positions = dims
+    left = arranged(graph, w, [(), columns, summed])
+    return graph.call_function(torch.matmul, (left, arranged(graph, x, [lead, summed, positions])))
 
 
 def _two_dims(graph: Graph, value: Value, first: Letters, second: Letters) -> Node:

@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 
 from ce_fx.algebra import Index
 from ce_fx.lower.convolve import contract_windows, convolution, renamed, slide_dims
+from ce_fx.lower.multiply import at_each
 from ce_fx.lower.padding import Dim, Pad, cropped_or_padded
 from ce_fx.lower.value import Letter, Letters, Value, arranged, dense, split
 from ce_fx.plan.network import Network
@@ -126,9 +127,7 @@ def _at_positions(graph: Graph, step: Step, x: Value, w: Value, taps: Letters = 
         left = arranged(graph, w, [batch, columns, summed])
         right = arranged(graph, x, [lead, batch, summed, places])
         return Value(graph.call_function(torch.matmul, (left, right)), (lead, batch, columns, places), lengths)
-    left = arranged(graph, w, [columns, summed])
-    right = arranged(graph, x, [lead, summed, places])
-    return Value(graph.call_function(torch.matmul, (left, right)), (lead, columns, places), lengths)
+    return Value(at_each(graph, x, w, (lead, summed, places), columns), (lead, columns, places), lengths)
 
 
 def _shifted(graph: Graph, node: Node, places: Letters, dims: Mapping[int, Dim], shifts: Mapping[int, int]) -> Node:

@@ -100,16 +100,19 @@ def _joined(network: Network, operands: list[int]) -> Tree:
 
 
 def _near(network: Network, goal: Goal, count: int, best: float) -> list[Splits]:
-    """The next best trees, those first that have other heavy steps than the ones before."""
+    """The next best trees, those first that have other heavy steps than the ones before.
+
+    Steps are told apart by what they cost: trees that differ in the roles of height and width only are alike.
+    """
     if network.n > _RANKED:
         return []
     found = several([1 << n for n in range(network.n)], goal, count, _NEAR * best)
-    seen: set[frozenset[tuple[int, int]]] = set()
+    seen: set[tuple[float, ...]] = set()
     different: list[Splits] = []
     alike: list[Splits] = []
     for tree in found:
-        costs = {pair: goal.step(*pair, inf) for pair in tree.splits.values()}
-        heavy = frozenset(pair for pair, cost in costs.items() if cost > _HEAVY * tree.cost)
+        costs = [goal.step(*pair, inf) for pair in tree.splits.values()]
+        heavy = tuple(sorted(float(f"{cost:.3g}") for cost in costs if cost > _HEAVY * tree.cost))
         (alike if heavy in seen else different).append(tree.splits)
         seen.add(heavy)
     return [*different, *alike]

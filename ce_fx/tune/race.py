@@ -16,7 +16,7 @@ Run: TypeAlias = Callable[[], object]
 
 _TIMING = 1e-3  # seconds of one timing: a short function is run several times in it
 _ROUNDS = (6, 40)  # at least and at most
-_FAR = 2.5  # times the fastest's first time
+_FAR = 1.5  # times the fastest's first time
 
 
 @dataclass(frozen=True)
