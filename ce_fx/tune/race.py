@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TypeAlias
 
 import torch
@@ -16,6 +17,7 @@ Run: TypeAlias = Callable[[], object]
 
 _TIMING = 1e-3  # seconds of one timing: a short function is run several times in it
 _ROUNDS = (6, 40)  # at least and at most
+_MOST = 8  # times the budget, where the least number of rounds takes that long
 _FAR = 1.5  # times the fastest's first time
 
 
@@ -48,8 +50,8 @@ def race(runs: Sequence[Run], device: torch.device, budget: float) -> Race:
     Args:
         runs: functions without arguments, each ready to be run often.
         device: what they run on; its queue is waited for.
-        budget: seconds to spend; six rounds are run at least. What is far behind after two runs is not run again, so
-            that hopeless candidates cost little.
+        budget: seconds to spend, about; six rounds are run at least, if they take no longer than eight times that.
+            What is far behind after two runs is not run again, so that hopeless candidates cost little.
     """
     settle_allocator()
     clock = clock_of(device)
@@ -57,21 +59,37 @@ def race(runs: Sequence[Run], device: torch.device, budget: float) -> Race:
     for run in runs:
         run()  # what a first run alone pays: pages, workspaces, a compiler
         once.append(max(1e-7, min(clock(run, 1, device), clock(run, 1, device))))
-    running = [n for n, seconds in enumerate(once) if n == 0 or seconds < _FAR * min(once)]
+    running = _in_reach(once, _MOST * budget / _ROUNDS[0])
     repeats = {n: max(1, round(_TIMING / once[n])) for n in running}
     rounds: list[list[float]] = []
-    end = time.perf_counter() + budget
-    while len(rounds) < _ROUNDS[0] or (len(rounds) < _ROUNDS[1] and time.perf_counter() < end):
+    start = time.perf_counter()
+    spent = 0.0
+    while (len(rounds) < _ROUNDS[0] and spent < _MOST * budget) or (len(rounds) < _ROUNDS[1] and spent < budget):
         rounds.append([clock(runs[n], repeats[n], device) for n in running])
+        spent = time.perf_counter() - start
     timed = outcome(rounds)
     for n, seconds in zip(running, timed.seconds, strict=True):
         once[n] = seconds
     return Race(tuple(once), timed.noise)
 
 
+def _in_reach(once: Sequence[float], seconds: float) -> list[int]:
+    """The first function and those near the fastest, as many of the best as a round of some seconds has room for."""
+    near = sorted((one, n) for n, one in enumerate(once) if n and one < _FAR * min(once))
+    running, room = [0], seconds - once[0]
+    for one, n in near:
+        room -= one
+        if room < 0 and len(running) > 1:
+            break
+        running.append(n)
+    return sorted(running)
+
+
 def outcome(rounds: Sequence[Sequence[float]]) -> Race:
-    """What rounds of timings say; four at least."""
+    """What rounds of timings say; fewer than four say nothing of the noise, which then counts as infinite."""
     columns = list(zip(*rounds, strict=True))
+    if len(rounds) < 4:
+        return Race(tuple(map(min, columns)), inf)
     odd, even = _quartile(columns[0][::2]), _quartile(columns[0][1::2])
     return Race(tuple(map(_quartile, columns)), abs(odd - even) / min(odd, even))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ce_fx.tune.race import outcome, race
+from ce_fx.tune.race import _in_reach, outcome, race
 
 
 def test_bursts_of_load_change_nothing():
@@ -47,3 +47,11 @@ def test_a_race_runs_in_turn_and_tells_slow_from_fast():
 
 def test_a_race_of_one_is_fine():
     assert race([lambda: None], torch.device("cpu"), 0.01).gains == (1.0,)
+
+
+def test_a_race_of_slow_functions_ends():
+    """A round that takes as long as all of them should: the best are run, and what cannot be told is not."""
+    assert _in_reach([1.0, 0.9, 0.5, 0.6, 3.0], seconds=10) == [0, 2, 3], "the others are far behind"
+    assert _in_reach([1.0, 0.5, 0.4, 0.45], seconds=1.9) == [0, 2, 3]
+    assert _in_reach([1.0, 2.0, 1.2], seconds=0.1) == [0, 2], "one rival at least"
+    assert outcome([[1.0, 2.0], [3.0, 1.0]]).noise == float("inf")
