@@ -17,7 +17,8 @@ FORM = 3
 
 _STAT = Path("/proc/stat")
 _LOOK = 0.2  # seconds of watching the cores; the kernel counts in steps of 10 ms
-_SPARE = 0.3  # of a core that others may take
+_LOOKS = 3  # what is over at the next look was a burst
+_SPARE = (0.5, 0.2)  # cores that others may take of those that torch uses: as many, or this share of them
 
 
 def device_name(device: torch.device) -> str:
@@ -86,10 +87,13 @@ def _cuda_obstacle() -> str | None:
 
 def _busy() -> str | None:
     """Whether other processes use the cores that torch's threads need; None where that cannot be seen."""
-    busy = _cores_of_others()
     cores = os.cpu_count() or 1
-    if busy is None or busy <= cores - min(cores, torch.get_num_threads()) + _SPARE:
-        return None
+    ours = min(cores, torch.get_num_threads())
+    room = cores - ours + max(_SPARE[0], _SPARE[1] * ours)
+    for _ in range(_LOOKS):
+        busy = _cores_of_others()
+        if busy is None or busy <= room:
+            return None
     return f"other processes use {busy:.1f} of {cores} cores"
 
 
