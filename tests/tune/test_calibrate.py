@@ -191,13 +191,16 @@ def test_nothing_is_measured_while_others_use_the_cores(planted, monkeypatch):
 
 def test_the_cores_of_others_are_seen(monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(machine, "_cores_of_others", lambda: 1.5)
+    monkeypatch.setattr(machine, "_cores_of_others", lambda: 1.6)
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert machine._busy() == "other processes use 1.5 of 2 cores"
+    assert machine._busy() == "other processes use 1.6 of 2 cores"
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
     assert machine._busy() is None
     monkeypatch.setattr(machine, "_cores_of_others", lambda: None)
+    assert machine._busy() is None
+    looks = iter((4.0, 4.0, 0.0))  # a burst that ends
+    monkeypatch.setattr(machine, "_cores_of_others", lambda: next(looks))
     assert machine._busy() is None
 
 
