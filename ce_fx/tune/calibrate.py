@@ -122,7 +122,7 @@ def calibrate(
 
 def stored(device: torch.device, dtype: torch.dtype) -> TimeModel | None:
     """The calibration on disk for exactly this device, dtype, number of threads and torch, if it is good enough."""
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not machine.reachable(device):
         return None
     key = machine.key(device, dtype)
     place = str(store.folder()), key

@@ -73,6 +73,12 @@ def obstacle(device: torch.device) -> str | None:
     return _cuda_obstacle() if device.type == "cuda" else _busy() if device.type == "cpu" else None
 
 
+def reachable(device: torch.device) -> bool:
+    """Whether a device can be asked what it is; a CUDA device cannot in a child that was forked from a user of it."""
+    cuda: Any = torch.cuda  # untyped in part
+    return device.type != "cuda" or (cuda.is_available() and not cuda._is_in_bad_fork())
+
+
 def _cuda_obstacle() -> str | None:
     """Another process on the card is not looked for: two rounds of measurements that disagree tell."""
     cuda: Any = torch.cuda  # untyped in part
