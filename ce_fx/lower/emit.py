@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 
 from ce_fx.algebra import Index, flat
 from ce_fx.lower.convolve import merge, slide
-from ce_fx.lower.multiply import batched, matrix, pixels, pixels_matmul, product
+from ce_fx.lower.multiply import batched, matrix, matrix_conv, pixels, pixels_matmul, product
 from ce_fx.lower.slides import band, grouped, taps, unfold
 from ce_fx.lower.value import Letter, Letters, LoweringError, Value, arranged, shape_of, split
 from ce_fx.plan.kinds import kind_of, left_is_larger
@@ -41,6 +41,7 @@ EMITTERS: dict[str, Emitter] = {
 
 WAYS: dict[str, Emitter] = {
     "swapped": partial(matrix, swap=True),
+    "mm_conv": matrix_conv,
     "matmul": pixels_matmul,
     "grouped": grouped,
     "unfold": unfold,

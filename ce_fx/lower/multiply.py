@@ -55,6 +55,20 @@ def matrix(
     return Value(graph.call_function(torch.mm, (a, b)), (rows, columns), lengths)
 
 
+def matrix_conv(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
+    """`[rows, K] @ [K, columns]` as a 1x1 convolution of one image with K channels last: views of the same memory.
+
+    The side with more rows is the image. It reads and writes what the matmul would, by torch's convolution library.
+    """
+    summed = _in_order(larger, step.contracted)
+    rows, columns = _others(larger, summed), _others(smaller, summed)
+    x = graph.call_function(torch.permute, (arranged(graph, larger, [(), rows, (), summed]), [0, 3, 1, 2]))
+    w = dense(graph, arranged(graph, smaller, [columns, summed, (), ()]))
+    node = graph.call_function(torch.conv2d, (x, w))
+    node = graph.call_function(torch.permute, (node, [0, 2, 3, 1]))
+    return Value(node, ((), rows, (), columns), {**larger.lengths, **smaller.lengths})
+
+
 def batched(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
     """A batched matmul over the indices that both sides keep.
 

@@ -12,9 +12,10 @@ A step has a way of its own kind (see `ce_fx.plan.kinds`). Some have others, equ
     pixels   matmul    a matmul with the features as batch                          few of them
     mm       mm        a matmul in the order that the next step reads               most
     mm       swapped   its transpose                                                thin matrices
+    mm       mm_conv   a 1x1 convolution of one image                               large matrices, on some machines
 
-"unfold_conv" and "taps_conv" do the same with a 1x1 convolution in place of the matmul: torch's convolutions and
-matmuls are of different libraries, which differ by a factor of two, one way on one machine and the other on the next.
+"unfold_conv", "taps_conv" and "mm_conv" put a 1x1 convolution in place of a matmul: torch's convolutions and matmuls
+are of different libraries, which differ by a factor of two, one way on one machine and the other on the next.
 
 "unfold" is im2col (Chellapilla et al., 2006), "taps" the same transposed (col2im of a kernel-to-row product), "band"
 a Toeplitz matrix. Which is fastest depends on sizes and machine by factors of 2 to 4, so the time model prices them
@@ -49,7 +50,7 @@ def ways_of(step: Step, network: Network) -> tuple[Way, ...]:
     if kind == "pixels":
         return ("conv", "matmul")
     if kind == "mm":
-        return ("mm", "swapped")
+        return ("mm", "swapped", "mm_conv")
     if kind == "slide" and _plain(step, network):
         return ("conv", *(way for way, fits in _FITS.items() if fits(step, network)))
     return ("conv",) if kind in ("slide", "merge") else (kind,)
@@ -63,6 +64,10 @@ def ops_of_way(step: Step, network: Network, way: Way) -> tuple[Op, ...]:
     if way == "matmul":
         (op,) = ops
         return (Op("bmm", op.macs, op.reduce, op.columns, op.rows, op.elements),)
+    if way == "mm_conv":
+        (op,) = ops
+        family = conv_family(op.reduce, op.columns, 1, 1)
+        return (_copy(op.reduce * op.columns), Op(family, op.macs, op.reduce, op.columns, op.rows, op.elements))
     if way == "swapped":
         (op,) = ops
         return (Op("mm", op.macs, op.reduce, op.rows, op.columns, op.elements),)
