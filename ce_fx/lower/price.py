@@ -82,7 +82,7 @@ def _conv_transpose(node: Node) -> tuple[Op, ...]:
     ins, outs, *kernel = _shape(weight)
     given = dict(enumerate(node.args))
     groups = int(given.get(6, node.kwargs.get("groups", 1)))  # type: ignore[arg-type]
-    pixels = prod(_shape(x)[len(_shape(x)) - len(kernel) :])
+    pixels = prod(_shape(node)[len(_shape(x)) - len(kernel) :])
     reduce = (ins // groups) * prod(kernel)
     family = conv_family(ins // groups, outs, groups, prod(kernel))
     macs = _elements(x) * outs * prod(kernel)
@@ -216,12 +216,36 @@ def _add(node: Node) -> tuple[Op, ...]:
 
 @_prices(aten.sum.dim_IntList, aten.sum.default)
 def _sum(node: Node) -> tuple[Op, ...]:
-    return (Op("sum", 0, 1, 1, _elements(node), _elements(*node.all_input_nodes, node)),)
+    """Elements in a row are those behind the last summed dim, or the summed ones where that is the last."""
+    (source,) = node.all_input_nodes
+    shape = _shape(source)
+    given: Any = node.args[1] if len(node.args) > 1 else None
+    last = max((dim % len(shape) for dim in given), default=len(shape) - 1) if given else len(shape) - 1
+    run = prod(shape[last + 1 :]) if last < len(shape) - 1 else prod(shape[-1:])
+    return (Op("sum", 0, 1, run, _elements(node), _elements(source, node)),)
 
 
 @_prices(aten.clone.default, aten.pad.default, aten.constant_pad_nd.default, aten.flip.default, aten.cat.default)
 def _copy(node: Node) -> tuple[Op, ...]:
-    return (Op("copy", 0, 1, 1, _elements(node), 2 * _elements(node)),)
+    return (Op("copy", 0, 1, _run(node), _elements(node), 2 * _elements(node)),)
+
+
+def _run(node: Node) -> int:
+    """Elements in a row that a copy reads in the order in which it writes them."""
+    value, source = node.meta["val"], node.all_input_nodes[0].meta["val"]
+    if value.shape == source.shape:
+        dims = sorted(range(value.ndim), key=lambda d: (hint(value.stride(d)), -d))
+    else:  # read in the order of its dims
+        value, dims = source, list(reversed(range(source.ndim)))
+    run = 1
+    for dim in dims:
+        size = hint(value.shape[dim])
+        if size == 1:
+            continue
+        if hint(source.stride(dim)) != run:
+            break
+        run *= size
+    return run
 
 
 @_prices(aten.reshape.default, aten.contiguous.default, aten.flatten.using_ints)

@@ -104,6 +104,8 @@ def ops_of(step: Step, network: Network) -> tuple[Op, ...]:
         return (Op(family, macs, channels * window, columns, rows, elements),)
     if kind == "pixels":
         return (Op(conv_family(channels, columns, 1, 1), macs, channels, columns, rows, elements),)
+    if kind == "bmm" and axes[0]:  # the positions stay innermost: see `ce_fx.lower.multiply.batched`
+        return (Op(kind, macs, channels, rows, columns, elements),)
     return (Op(kind, macs, channels, columns, rows * _size(free[0]), elements),)
 
 

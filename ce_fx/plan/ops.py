@@ -30,7 +30,8 @@ class Op:
         family: one of `FAMILIES`.
         macs: multiply-adds (0 for sum, copy, add).
         reduce: reduction length for one output element, kernel positions included (K of a GEMM).
-        columns: output channels of one group (N).
+        columns: output channels of one group (N); of a matrix product the size of the result's innermost dim; of a copy
+            or sum the elements in a row that are read in the order in which they lie in memory.
         rows: output pixels or rows of one batch item (M).
         elements: elements read and written.
     """

@@ -63,7 +63,7 @@ def ops_of_way(step: Step, network: Network, way: Way) -> tuple[Op, ...]:
     ops = ops_of(step, network)
     if way == "matmul":
         (op,) = ops
-        return (Op("bmm", op.macs, op.reduce, op.columns, op.rows, op.elements),)
+        return (Op("bmm", op.macs, op.reduce, op.rows, op.columns, op.elements),)  # positions are innermost
     if way == "mm_conv":
         (op,) = ops
         family = conv_family(op.reduce, op.columns, 1, 1)
@@ -176,21 +176,21 @@ class _Slide:
         self.window = prod(axis.kernel for axis in step.joined)
         self.ins = prod(_features(axis).length for axis in step.joined)
         self.outs = prod(axis.out.length for axis in step.joined)
+        self.line = step.joined[-1].out.length
         sides = (step.left, step.right) if first else (step.right, step.left)
         self.x, self.w = network.size(sides[0]), network.size(sides[1])
         self.y = network.size(both)
 
-    def matmul(self, reduce: int, columns: int, rows: int, elements: int, conv: bool = False) -> Op:
-        """A product of matrices, one for each group and each entry of the lead; or the same as a 1x1 convolution."""
-        macs = self.lead * self.groups * reduce * columns * rows
-        family = "bmm" if self.lead * self.groups > 1 else "mm"
+    def at_positions(self, reduce: int, columns: int, positions: int, elements: int, conv: bool) -> Op:
+        """One matrix at all positions, for each group and entry of the lead; a matmul or a 1x1 convolution."""
+        macs = self.lead * self.groups * reduce * columns * positions
         if conv:
-            family = conv_family(reduce, columns, self.groups, 1)
-        return Op(family, macs, reduce, columns, rows, elements)
+            return Op(conv_family(reduce, columns, self.groups, 1), macs, reduce, columns, positions, elements)
+        return Op("bmm", macs, reduce, positions, columns, elements)
 
 
-def _copy(elements: int) -> Op:
-    return Op("copy", 0, 1, 1, elements, 2 * elements)
+def _copy(elements: int, run: int = 1) -> Op:
+    return Op("copy", 0, 1, run, elements, 2 * elements)
 
 
 def _grouped(s: _Slide) -> tuple[Op, ...]:
@@ -198,26 +198,30 @@ def _grouped(s: _Slide) -> tuple[Op, ...]:
     repeated = s.w * s.lead // s.batch
     macs = s.batch * channels * s.window * s.columns * s.rest * s.outs
     family = conv_family(1, s.columns, channels, s.window)
-    return (_copy(repeated), Op(family, macs, s.window, s.columns, s.rest * s.outs, s.x + repeated + s.y))
+    return (_copy(repeated, s.w), Op(family, macs, s.window, s.columns, s.rest * s.outs, s.x + repeated + s.y))
 
 
 def _unfold(s: _Slide, conv: bool = False) -> tuple[Op, ...]:
     windows = s.lead * s.groups * s.channels * s.window * s.rest * s.outs
-    product = s.matmul(s.channels * s.window, s.columns, s.rest * s.outs, windows + s.w + s.y, conv)
-    return (_copy(s.x), _copy(windows), _copy(s.w), product)
+    elements = windows + s.w + s.y
+    product = s.at_positions(s.channels * s.window, s.columns, s.rest * s.outs, elements, conv)
+    return (_copy(s.x, s.line), _copy(windows, s.line), _copy(s.w), product)
 
 
 def _taps(s: _Slide, conv: bool = False) -> tuple[Op, ...]:
     shifted = s.lead * s.groups * s.columns * s.window * s.rest * s.ins
-    product = s.matmul(s.channels, s.columns * s.window, s.rest * s.ins, s.x + s.w + shifted, conv)
+    product = s.at_positions(s.channels, s.columns * s.window, s.rest * s.ins, s.x + s.w + shifted, conv)
     add = Op("add", 0, 1, 1, s.y, 3 * s.y)
-    return (_copy(s.w), product, _copy(shifted), *(add for _ in range(s.window - 1)))
+    return (_copy(s.w), product, _copy(shifted, s.line), *(add for _ in range(s.window - 1)))
 
 
 def _band(s: _Slide) -> tuple[Op, ...]:
     spread = s.w // max(1, s.window) * s.ins * s.outs
-    product = s.matmul(s.channels * s.ins, s.columns * s.outs, s.rest, s.x + spread + s.y)
-    return (_copy(s.w), _copy(spread), product)
+    rows, columns = s.lead * s.rest, s.columns * s.outs
+    macs = s.groups * s.channels * s.ins * columns * rows
+    family = "bmm" if s.groups > 1 else "mm"
+    product = Op(family, macs, s.channels * s.ins, columns, rows, s.x + spread + s.y)
+    return (_copy(s.w), _copy(spread, s.line), product)
 
 
 _PRICES: dict[Way, Callable[[_Slide], tuple[Op, ...]]] = {

@@ -110,7 +110,7 @@ def _batched(rng: random.Random) -> Instance:
     macs, elements = g * b * m * k * n, g * (b * m * k + k * n + b * m * n)
     if b == 1:
         return Instance(Op("bmm", macs, k, n, m, elements), torch.bmm, ((g, m, k), (g, k, n)))
-    shapes = ((b, g, k, m), (g, n, k)) if g > 1 else ((b, k, m), (n, k))
+    shapes = ((b, g, k, m), (g, n, k)) if g > 1 else ((b, k, m), (1, n, k))  # a plain matrix is folded, see lower
     return Instance(Op("bmm", macs, k, m, n, elements), lambda x, w: torch.matmul(w, x), shapes)
 
 
