@@ -22,6 +22,7 @@ from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
 from ce_fx.plan.ways import ops_of_way, ways_of
 from ce_fx.tune.clock import plain_mode
+from ce_fx.tune.machine import untimed
 from ce_fx.tune.race import Race, race
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def choose(problem: Problem, tune: str | bool) -> Choice:
 
     Args:
         problem: the region.
-        tune: "auto", True or False, as in `optimize`.
+        tune: "auto" or True, where the region can be timed; False.
 
     Raises:
         PlanError: no order keeps to the memory limit.
@@ -72,9 +73,7 @@ def choose(problem: Problem, tune: str | bool) -> Choice:
     """
     found = candidates(problem)
     predicted = by_prediction(problem, found)
-    if problem.objective != "time" or tune is False or not _can_be_timed(problem):
-        return predicted
-    if tune == "auto" and _is_clear(problem, found):
+    if tune is False or (tune == "auto" and _is_clear(problem, found)):
         return predicted
     return _by_clock(problem, found, predicted)
 
@@ -98,12 +97,10 @@ _NO_GAIN = {
 }
 
 
-def _can_be_timed(problem: Problem) -> bool:
-    """Real tensors of the region's kind can be run here, and what one process measures binds no other."""
-    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-
+def can_be_timed(problem: Problem) -> bool:
+    """Time is what counts, real tensors of the region's kind can be run here, and this is not one rank of several."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed and not _get_current_dispatch_mode_stack() and problem.leaves[0].device.type != "meta"
+    return problem.objective == "time" and not distributed and untimed(problem.leaves[0].device) is None
 
 
 def _is_clear(problem: Problem, found: Sequence[Candidate]) -> bool:

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from ce_fx.algebra.canonical import canonical
 from ce_fx.candidates import Problem
-from ce_fx.choice import Choice, choose
+from ce_fx.choice import Choice, can_be_timed, choose
 from ce_fx.cost import Cost, cost_of
 from ce_fx.lift.regions import Region
 from ce_fx.lower.extract import extract
@@ -99,13 +99,12 @@ def unchanged(decision: Decision, reason: str) -> Decision:
 
 def _decide(region: Region, context: Context) -> Decision:
     text = str(region.expression)
-    single = len(region.expression.terms[0].factors) == 2 and sum(op.macs > 0 for op in ops_of_nodes(region.ops)) <= 1
-    problem = _problem(region, context, calibrate=not single)
-    if single:
+    problem = _problem(region, context)
+    if len(region.expression.terms[0].factors) == 2 and sum(op.macs > 0 for op in ops_of_nodes(region.ops)) <= 1:
         convolution = any(term.windows for term in region.expression.terms)
         return _keep(text, problem.cost, "one convolution" if convolution else "a single contraction")
     try:
-        choice = _chosen(problem, region, context)
+        problem, choice = _chosen(problem, region, context)
     except (PlanError, LoweringError) as error:
         return _keep(text, problem.cost, str(error), "refused")
     before = _timed(problem.cost, choice.written)
@@ -126,19 +125,23 @@ def _decide(region: Region, context: Context) -> Decision:
     return Decision("rewritten", choice.reason, text, before, after, steps, module, measured=choice.measured)
 
 
-def _chosen(problem: Problem, region: Region, context: Context) -> Choice:
-    """The choice that an earlier process made of the same problem, or one made now."""
+def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem, Choice]:
+    """The choice that an earlier process made of the same problem; or one made now, by a calibrated time model."""
     options = context.options
     inner = options.inner if isinstance(options.inner, str) else "callable"
-    key = key_of(problem, _printed(region), options.tune, inner)
+    tune = options.tune if can_be_timed(problem) else False
+    key = key_of(problem, _printed(region), tune, inner)
     choice = recall(problem, key)
-    if choice is None:
-        choice = choose(problem, options.tune)
-        remember(key, choice)
-    return choice
+    if choice is not None:
+        return problem, choice
+    if tune is not False:
+        problem = _problem(region, context, calibrate=True)
+    choice = choose(problem, tune)
+    remember(problem, key, choice)
+    return problem, choice
 
 
-def _problem(region: Region, context: Context, calibrate: bool) -> Problem:
+def _problem(region: Region, context: Context, calibrate: bool = False) -> Problem:
     leaves = tuple(context.fakes[leaf] for leaf in region.leaves)
     operands = tuple(
         Operand(constant=leaf in context.constant, needs_grad=context.training and fake.requires_grad)

@@ -30,10 +30,15 @@ counters: Counter[str] = Counter()
 
 
 def recall(problem: Problem, key: str) -> Choice | None:
-    """The choice of an earlier process, lowered anew; None where there is none that fits."""
+    """The choice of an earlier process, lowered anew; None where there is none that fits.
+
+    What was measured holds whatever a prediction would be; what was predicted, for the same constants.
+    """
     data = store.load("choice", key)
     if data is None:
         return None
+    if not data.get("measured") and data.get("rates") != rates_of(problem):
+        return None  # a prediction by other constants
     try:
         candidate = None if data["plans"] is None else candidate_of(problem, _plans(problem, data["plans"]))
         choice = Choice(candidate, data["written"], data["seconds"], data["measured"], data["reason"])
@@ -44,7 +49,7 @@ def recall(problem: Problem, key: str) -> Choice | None:
     return choice
 
 
-def remember(key: str, choice: Choice) -> None:
+def remember(problem: Problem, key: str, choice: Choice) -> None:
     """Keep a choice for later processes, if it may be kept."""
     counters["chosen"] += 1
     if not choice.lasting:
@@ -59,8 +64,14 @@ def remember(key: str, choice: Choice) -> None:
             "seconds": choice.seconds,
             "measured": choice.measured,
             "reason": choice.reason,
+            "rates": rates_of(problem),
         },
     )
+
+
+def rates_of(problem: Problem) -> str:
+    """A name for the constants that times are predicted by."""
+    return hashlib.sha256(json.dumps(problem.model.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: str) -> str:
@@ -77,7 +88,6 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
         [list(map(str, leaf.shape)), list(map(str, leaf.stride())), str(leaf.dtype), leaf.requires_grad, op.constant]
         for leaf, op in zip(problem.leaves, problem.operands, strict=True)
     ]
-    rates = hashlib.sha256(json.dumps(problem.model.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
     return json.dumps(
         {
             "device": machine.facts(leaf.device, leaf.dtype),
@@ -90,7 +100,6 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
             "memory_limit": problem.memory_limit,
             "tune": tune,
             "inner": inner,
-            "rates": rates,
             "version": VERSION,
         }
     )
@@ -120,5 +129,14 @@ def _plans(problem: Problem, entries: Sequence[dict[str, Any]]) -> list[Plan]:
 
 
 def _tree(nested: Any) -> Tree:
-    """A tree from JSON, where a pair is a list."""
-    return nested if isinstance(nested, int) else (_tree(nested[0]), _tree(nested[1]))
+    """A tree from JSON, where a pair is a list.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(nested, int):
+        return nested
+    if not isinstance(nested, list):
+        raise TypeError(f"{nested!r} is no tree")
+    left, right = nested
+    return _tree(left), _tree(right)

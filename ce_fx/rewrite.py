@@ -158,6 +158,4 @@ def _weight_only(gm: GraphModule, example_inputs: Sequence[Any], reading: Readin
 
 
 def _time_model(options: Options, device: torch.device, dtype: torch.dtype, calibrate: bool) -> TimeModel:
-    """The model of a device; it is calibrated only where the clock may decide at all."""
-    measure = calibrate and options.tune is not False and options.objective == "time"
-    return time_model(device, dtype, measure=measure, verbose=options.verbose)
+    return time_model(device, dtype, measure=calibrate, verbose=options.verbose)

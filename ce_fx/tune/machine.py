@@ -59,18 +59,22 @@ def key(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def obstacle(device: torch.device) -> str | None:
-    """Why ops cannot be timed on a device here and now, or None."""
+    """Why a device cannot be calibrated here and now, or None: ops cannot be timed, or others use the cores."""
+    return untimed(device) or (_busy() if device.type == "cpu" else None)
+
+
+def untimed(device: torch.device) -> str | None:
+    """Why ops cannot be timed on a device here, or None."""
     checks = (
         (device.type == "meta", "meta tensors take no time"),
         (bool(_get_current_dispatch_mode_stack()), "a dispatch mode is active, as FakeTensorMode while tracing"),
         (torch._C._functorch.peek_interpreter_stack() is not None, "a function transform is active"),
-        (torch.compiler.is_compiling(), "the caller is being compiled"),
         (torch._C._get_tracing_state() is not None, "the caller is being traced"),
     )
     for found, reason in checks:
         if found:
             return reason
-    return _cuda_obstacle() if device.type == "cuda" else _busy() if device.type == "cpu" else None
+    return _cuda_obstacle() if device.type == "cuda" else None
 
 
 def reachable(device: torch.device) -> bool:

@@ -1,0 +1,266 @@
+"""Decisions by the clock: what is timed, what is believed, and what a second process does."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import ce_fx
+from ce_fx import choice, remembered
+from ce_fx.tune.race import Race
+from tests.models import factorized_conv
+
+X = (2, 16, 20, 20)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, and no calibration: these tests are about choices."""
+    monkeypatch.setenv("CE_FX_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(sys.modules["ce_fx.rewrite"], "time_model", without_calibration)
+    remembered.counters.clear()
+    return tmp_path
+
+
+def without_calibration(device, dtype, *, measure=False, verbose=None):
+    from ce_fx.plan.time_model import TimeModel
+
+    return TimeModel.default(device, itemsize=dtype.itemsize, complex_numbers=dtype.is_complex)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that says what a test wants: seconds of (as written, any other), and the noise."""
+    races = []
+
+    def fake(written, others, noise=0.0):
+        def race(runs, device, budget):
+            for run in runs:
+                run()
+            races.append(len(runs))
+            return Race((written, *[others] * (len(runs) - 1)), noise)
+
+        monkeypatch.setattr(choice, "race", race)
+        return races
+
+    return fake
+
+
+def layer(factorization="tt"):
+    torch.manual_seed(0)
+    return factorized_conv(16, 16, factorization=factorization, rank=0.5)
+
+
+def report_of(model, grad=False, **options):
+    with torch.set_grad_enabled(grad):
+        fast = ce_fx.optimize(model, (torch.randn(X),), **{"tune": True, **options})
+    return ce_fx.report(fast).layers[0]
+
+
+def test_what_is_faster_by_the_clock_is_taken(clock):
+    races = clock(2e-3, 1e-3)
+    row = report_of(layer())
+    assert (row.decision, row.measured) == ("rewritten", True)
+    assert row.reason == "2.00x faster, measured" and (row.time_before, row.time_after) == (2e-3, 1e-3)
+    assert races[0] >= 3 and races[-1] == 2, "several in the first race, the winner and as written in the last"
+
+
+@pytest.mark.parametrize(("others", "words"), [(0.99e-3, "gains 1.01x"), (1.5e-3, "nothing is faster")])
+def test_a_tie_keeps_what_is_written(clock, others, words):
+    clock(1e-3, others)
+    row = report_of(layer())
+    assert (row.decision, row.measured, row.time_after) == ("kept", True, row.time_before) and words in row.reason
+
+
+def test_noise_leaves_the_prediction_and_is_said(clock, cache):
+    races = clock(1e-3, 5e-3, noise=0.2)
+    row = report_of(layer())
+    assert (row.decision, row.measured) == ("rewritten", False), "predicted to be faster"
+    assert "too noisy to measure" in row.reason and len(races) == 2, "it is tried twice"
+    assert not (cache / "choice").exists(), "what was not measured is no lasting choice"
+
+
+def test_without_tuning_nothing_runs(clock):
+    races = clock(1e-3, 5e-4)
+    assert not report_of(layer(), tune=False).measured and not races
+
+
+@pytest.mark.parametrize("objective", ["flops", "memory"])
+def test_the_clock_is_for_time_only(clock, objective):
+    races = clock(1e-3, 5e-4)
+    assert not report_of(layer(), objective=objective).measured and not races
+
+
+def test_ranks_of_a_process_group_get_predictions(clock):
+    races = clock(1e-3, 5e-4)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert not report_of(layer()).measured and not races
+    finally:
+        torch.distributed.destroy_process_group()
+    torch._dynamo.reset()
+    assert report_of(layer()).measured, "what was predicted for ranks is no choice for others"
+
+
+def test_equal_regions_are_timed_once(clock):
+    races = clock(2e-3, 1e-3)
+    report_of(layer())
+    single = len(races)
+    remembered.counters.clear()
+    shared = torch.nn.Sequential(layer(), torch.nn.ReLU(), layer())
+    report_of(shared, objective="time", tune="auto")
+    assert remembered.counters == {"chosen": 1} and len(races) <= 2 * single
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_backward_is_timed_where_it_runs(grad, monkeypatch):
+    seen = set()
+    run_of = choice._run
+
+    def spy(forward, leaves):
+        run = run_of(forward, leaves)
+        result = run()
+        seen.add(type(result))
+        return run
+
+    monkeypatch.setattr(choice, "_run", spy)
+    report_of(layer(), grad=grad)
+    assert seen == ({tuple} if grad else {torch.Tensor}), "gradients where they are recorded, else the result"
+
+
+def test_timing_touches_neither_weights_nor_random_state(clock):
+    model = layer()
+    before = [p.detach().clone() for p in model.parameters()]
+    state = torch.get_rng_state()
+    x = torch.randn(X, generator=torch.Generator().manual_seed(1))
+    ce_fx.optimize(model, (x,), tune=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("factorization", ["tt", "cp", "tucker"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_measured_choice_keeps_values_and_gradients(factorization, grad):
+    """No fake clock: whatever wins here is exact, strides included."""
+    model = layer(factorization).double()
+    x = torch.randn(X, dtype=torch.float64, requires_grad=grad)
+    with torch.set_grad_enabled(grad):
+        fast = ce_fx.optimize(model, (x,), tune=True)
+        got, expected = fast(x), model(x)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    assert got.stride() == expected.stride()
+    if grad:
+        leaves = [x, *model.parameters()]
+        for a, b in zip(
+            torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_a_second_model_plans_and_measures_nothing(clock):
+    races = clock(2e-3, 1e-3)
+    first = report_of(layer())
+    assert remembered.counters == {"chosen": 1}
+    done = len(races)
+    torch._dynamo.reset()
+    second = report_of(layer())
+    assert remembered.counters == {"chosen": 1, "remembered": 1} and len(races) == done
+    assert dataclasses.replace(first, name="") == dataclasses.replace(second, name="")
+
+
+def test_kept_is_remembered_too(clock):
+    clock(1e-3, 2e-3)
+    report_of(layer())
+    torch._dynamo.reset()
+    assert report_of(layer()).decision == "kept" and remembered.counters["remembered"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tune": "auto"},
+        {"memory_limit": 10**9},
+        {"objective": "flops"},
+        {"inner": "aot_eager"},
+    ],
+)
+def test_another_option_is_another_choice(clock, change):
+    clock(2e-3, 1e-3)
+    report_of(layer())
+    torch._dynamo.reset()
+    report_of(layer(), **change)
+    assert remembered.counters == {"chosen": 2}
+
+
+def test_another_mode_size_or_kind_of_number_is_another_choice(clock):
+    clock(2e-3, 1e-3)
+    report_of(layer())
+    for number, other in enumerate((lambda: report_of(layer(), grad=True), lambda: report_of(layer("cp")))):
+        torch._dynamo.reset()
+        other()
+        assert remembered.counters == {"chosen": number + 2}
+    torch._dynamo.reset()
+    with torch.no_grad():
+        ce_fx.optimize(layer().double(), (torch.randn(X).double(),), tune=True)
+    assert remembered.counters == {"chosen": 4}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda data: data.update(plans=[]),
+        lambda data: data.update(plans=[{"tree": [0, 1], "ways": {}, "channels_last": False, "method": "x"}]),
+        lambda data: data.pop("seconds"),
+        lambda data: data["plans"][0].update(tree="nonsense"),
+        lambda data: data["plans"][0].update(ways={"x": "taps"}),
+    ],
+)
+def test_a_choice_that_does_not_fit_is_made_anew(clock, cache, edit):
+    clock(2e-3, 1e-3)
+    report_of(layer())
+    (file,) = (cache / "choice").iterdir()
+    content = json.loads(file.read_text())
+    edit(content["data"])
+    file.write_text(json.dumps(content))
+    torch._dynamo.reset()
+    assert report_of(layer()).decision == "rewritten"
+    assert remembered.counters == {"chosen": 2}
+
+
+SCRIPT = """
+    import torch, ce_fx
+    from ce_fx import remembered
+    from tests.models import factorized_conv
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = factorized_conv(16, 16, rank=0.5)
+    with torch.no_grad():
+        fast = ce_fx.optimize(model, (torch.randn(2, 16, 20, 20),), tune=True)
+    print(dict(remembered.counters), ce_fx.report(fast).layers[0].plan)
+"""
+
+
+@pytest.mark.slow
+def test_a_second_process_plans_and_measures_nothing(cache):
+    """The calibration and the choice of the first are found on disk; both run the same plan."""
+    environment = {**os.environ, "CE_FX_CACHE_DIR": str(cache)}
+
+    def run():
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCRIPT)],
+            env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    first = run()
+    if not (cache / "choice").exists():
+        pytest.skip("this machine is too noisy to keep a choice")
+    second = run()
+    assert first.startswith("{'chosen': 1}") and second.startswith("{'remembered': 1}")
+    assert first.partition("}")[2] == second.partition("}")[2]
