@@ -99,10 +99,10 @@ def unchanged(decision: Decision, reason: str) -> Decision:
 
 def _decide(region: Region, context: Context) -> Decision:
     text = str(region.expression)
-    problem = _problem(region, context)
     if len(region.expression.terms[0].factors) == 2 and sum(op.macs > 0 for op in ops_of_nodes(region.ops)) <= 1:
         convolution = any(term.windows for term in region.expression.terms)
-        return _keep(text, problem.cost, "one convolution" if convolution else "a single contraction")
+        return _keep(text, _as_written(region, context), "one convolution" if convolution else "a single contraction")
+    problem = _problem(region, context)
     try:
         problem, choice = _chosen(problem, region, context)
     except (PlanError, LoweringError) as error:
@@ -147,19 +147,25 @@ def _problem(region: Region, context: Context, calibrate: bool = False) -> Probl
         Operand(constant=leaf in context.constant, needs_grad=context.training and fake.requires_grad)
         for leaf, fake in zip(region.leaves, leaves, strict=True)
     )
-    model = context.model(leaves[0].device, leaves[0].dtype, calibrate)
     return Problem(
         expression=region.expression,
         operands=operands,
         leaves=leaves,
         output=context.fakes[region.output],
         written=extract(context.gm, region.nodes, region.leaves, context.fakes),
-        cost=cost_of(region.ops, model, leaves[0].element_size(), context.training),
+        cost=_as_written(region, context, calibrate),
         objective=context.options.objective,
         memory_limit=context.options.memory_limit,
         training=context.training,
-        model=model,
+        model=context.model(leaves[0].device, leaves[0].dtype, calibrate),
     )
+
+
+def _as_written(region: Region, context: Context, calibrate: bool = False) -> Cost:
+    """The cost of a region's own nodes."""
+    leaf = context.fakes[region.leaves[0]]
+    model = context.model(leaf.device, leaf.dtype, calibrate)
+    return cost_of(region.ops, model, leaf.element_size(), context.training)
 
 
 def _keep(text: str, cost: Cost, reason: str, decision: str = "kept", **more: Any) -> Decision:

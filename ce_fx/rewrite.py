@@ -52,7 +52,7 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> G
 
 
 def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> list[LayerReport]:
-    """Rewrite a graph in place; where nothing is gained it stays untouched.
+    """Rewrite a graph in place; where nothing is gained, or something goes wrong, it stays untouched.
 
     Returns:
         What was decided for each multilinear stretch, in graph order.
@@ -69,18 +69,29 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
     )
     decisions = _worthwhile(_decisions(found, context), reading, context)
     reports = _reports(gm, decisions, found)
-    replaced: dict[Node, Node] = {}
-    for region, decision in decisions:
-        if decision.candidate is None:
-            continue
-        leaves = [replaced.get(leaf, leaf) for leaf in region.leaves]
-        new = inline(decision.candidate, leaves, region.output, region.nodes)
-        replaced[region.output] = new[-1]
-        log.debug("rewrote %s as %s", region.output, decision.expression)
-    if replaced:
-        gm.graph.lint()
-        gm.recompile()
+    if any(decision.candidate for _, decision in decisions):
+        _replace(gm, decisions)
     return reports
+
+
+def _replace(gm: GraphModule, decisions: Sequence[tuple[Region, Decision]]) -> None:
+    """Put what was chosen in place; if anything goes wrong the graph is what it was."""
+    before = copy_of(gm).graph
+    replaced: dict[Node, Node] = {}
+    try:
+        for region, decision in decisions:
+            if decision.candidate is None:
+                continue
+            leaves = [replaced.get(leaf, leaf) for leaf in region.leaves]
+            new = inline(decision.candidate, leaves, region.output, region.nodes)
+            replaced[region.output] = new[-1]
+            log.debug("rewrote %s as %s", region.output, decision.expression)
+        gm.graph.lint()
+    except Exception:
+        gm.graph = before
+        raise
+    finally:
+        gm.recompile()
 
 
 def _decisions(found: Regions, context: Context) -> list[tuple[Region, Decision]]:

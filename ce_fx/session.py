@@ -13,7 +13,6 @@ from torch.fx import GraphModule
 
 from ce_fx.capture.numpy_attrs import Plain, describe
 from ce_fx.inner import run_by
-from ce_fx.lower.extract import copy_of
 from ce_fx.options import Options
 from ce_fx.report import LayerReport, Report
 from ce_fx.rewrite import rewrite_graph
@@ -94,12 +93,9 @@ def _empty(options: dict[str, Any], title: str) -> Session:
 
 def rewritten_or_untouched(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> list[LayerReport]:
     """Rewrite a graph in place; if anything goes wrong it is what it was, and the log says why."""
-    before = copy_of(gm).graph
     try:
         return rewrite_graph(gm, example_inputs, options)
     except Exception as error:
         log.warning("a graph runs as written: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
-        gm.graph = before
-        gm.recompile()
         reason = f"ce_fx failed on this graph ({type(error).__name__}: {error}); it runs as written"
         return [LayerReport("(graph)", "", "refused", reason, 0, 0, 0, 0)]
