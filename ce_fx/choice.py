@@ -11,13 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from ce_fx.candidates import Candidate, Problem, candidate_of, candidates
+from ce_fx.inner import apart, run_by
 from ce_fx.lower.emit import LoweringError, has_images
+from ce_fx.lower.extract import copy_of
 from ce_fx.lower.verify import random_like
+from ce_fx.options import Options
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
 from ce_fx.plan.ways import ops_of_way, ways_of
@@ -60,12 +65,13 @@ class Choice:
     lasting: bool = True
 
 
-def choose(problem: Problem, tune: str | bool) -> Choice:
+def choose(problem: Problem, tune: str | bool, options: Options) -> Choice:
     """Choose how a region is evaluated.
 
     Args:
         problem: the region.
         tune: "auto" or True, where the region can be timed; False.
+        options: name the inner backend; with `tune=True` it has the last word.
 
     Raises:
         PlanError: no order keeps to the memory limit.
@@ -75,7 +81,7 @@ def choose(problem: Problem, tune: str | bool) -> Choice:
     predicted = by_prediction(problem, found)
     if tune is False or (tune == "auto" and _is_clear(problem, found)):
         return predicted
-    return _by_clock(problem, found, predicted)
+    return _by_clock(problem, found, predicted, options, asked=tune is True)
 
 
 def by_prediction(problem: Problem, found: Sequence[Candidate]) -> Choice:
@@ -118,8 +124,12 @@ def _is_clear(problem: Problem, found: Sequence[Candidate]) -> bool:
     return error * best < min(problem.cost.seconds, *others, *ways)
 
 
-def _by_clock(problem: Problem, found: Sequence[Candidate], predicted: Choice) -> Choice:
-    """Time the closest candidates and as written; then other ways of the winner's heavy steps."""
+def _by_clock(problem: Problem, found: Sequence[Candidate], predicted: Choice, options: Options, asked: bool) -> Choice:
+    """Time the closest candidates and as written; then other ways of the winner's heavy steps.
+
+    The winner and as written are compared once more, where measuring was asked for through the inner backend: compiling
+    all of them would take minutes.
+    """
     device = problem.leaves[0].device
     finalists = [*found[: _FINALISTS[problem.model.calibrated]], *_usual(problem, found[0])]
     with plain_mode(device), torch.set_grad_enabled(problem.training):
@@ -131,15 +141,50 @@ def _by_clock(problem: Problem, found: Sequence[Candidate], predicted: Choice) -
             return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
         best = finalists[min(range(len(finalists)), key=lambda n: first.seconds[n + 1])]
         best = _with_better_ways(problem, best, leaves)
-        last = _quiet(lambda: race([as_written, _run(best.module.forward, leaves)], device, _BUDGET))
+        pair = [as_written, _run(best.module.forward, leaves)]
+        eager = options.inner == "eager"
+        compiled = _compiled([problem.written, best.module], leaves, options) if asked and not eager else None
+        last = _quiet(lambda: race(compiled or pair, device, _BUDGET))
     if last is None:
         return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
     written, seconds = last.seconds
     gain = last.gains[1]
+    inner = options.inner if isinstance(options.inner, str) else "the inner backend"
+    by = "measured" if eager else f"measured through {inner}" if compiled else "measured by eager kernels"
     if gain < _TIE:
-        reason = f"measured: the best other order gains {gain:.2f}x" if gain > 1 else "measured: nothing is faster"
+        reason = f"{by}: the best other order gains {gain:.2f}x" if gain > 1 else f"{by}: nothing is faster"
         return Choice(None, written, written, True, reason)
-    return Choice(best, written, seconds, True, f"{gain:.2f}x faster, measured")
+    return Choice(best, written, seconds, True, f"{gain:.2f}x faster, {by}")
+
+
+def _compiled(
+    modules: Sequence[GraphModule], leaves: Sequence[Tensor], options: Options
+) -> list[Callable[[], object]] | None:
+    """Runs of modules as an inner backend compiles them, backward included; None where it cannot be asked here."""
+    runs = []
+    try:
+        for module in modules:
+            with apart():
+                forward = _single(run_by(copy_of(module), leaves, options))
+            with apart():
+                run = _run(forward, leaves)
+            with apart():
+                run()
+            runs.append(run)
+    except Exception as error:  # a backend may raise anything; the kernels of eager torch are compared then
+        log.info("not judged through %s: %s: %s", options.inner, type(error).__name__, error)
+        return None
+    return runs
+
+
+def _single(forward: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A compiled graph's one result; some backends return it in a tuple."""
+
+    def call(*leaves: Tensor) -> Tensor:
+        result = forward(*leaves)
+        return result if isinstance(result, Tensor) else result[0]
+
+    return call
 
 
 def _usual(problem: Problem, best: Candidate) -> list[Candidate]:

@@ -136,7 +136,7 @@ def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem
         return problem, choice
     if tune is not False:
         problem = _problem(region, context, calibrate=True)
-    choice = choose(problem, tune)
+    choice = choose(problem, tune, options)
     remember(problem, key, choice)
     return problem, choice
 

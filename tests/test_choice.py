@@ -133,6 +133,38 @@ def test_backward_is_timed_where_it_runs(grad, monkeypatch):
     assert seen == ({tuple} if grad else {torch.Tensor}), "gradients where they are recorded, else the result"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_inner_backend_has_the_last_word_where_measuring_is_asked_for(clock, grad):
+    """Compiled inside the outer compilation, forward and backward; the model then runs as ever."""
+    clock(2e-3, 1e-3)
+    model = layer()
+    x = torch.randn(X)
+    with torch.set_grad_enabled(grad):
+        fast = ce_fx.optimize(model, (x,), tune=True, inner="inductor")
+        assert ce_fx.report(fast).layers[0].reason == "2.00x faster, measured through inductor"
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_eager_kernels_judge_where_compiling_takes_too_long(clock):
+    clock(2e-3, 1e-3)
+    assert report_of(layer(), tune="auto", inner="aot_eager").reason == "2.00x faster, measured by eager kernels"
+
+
+def test_a_backend_that_cannot_be_asked_costs_nothing_but_its_word(clock):
+    calls = []
+
+    def fails_at_first(gm, inputs, **kwargs):
+        calls.append(gm)
+        if len(calls) == 1:
+            raise ArithmeticError("planted")
+        return gm.forward
+
+    clock(2e-3, 1e-3)
+    assert report_of(layer(), inner=fails_at_first).reason == "2.00x faster, measured by eager kernels"
+    assert len(calls) == 2, "asked once while choosing, and then for the model"
+
+
 def test_timing_touches_neither_weights_nor_random_state(clock):
     model = layer()
     before = [p.detach().clone() for p in model.parameters()]
