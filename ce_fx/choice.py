@@ -120,7 +120,7 @@ def _is_clear(problem: Problem, found: Sequence[Candidate]) -> bool:
         return True
     if any(has_images(plan.network) for plan in found[0].plans):
         return False
-    ways = [best + change for plan in found[0].plans for _, _, change in _other_ways(problem, plan)]
+    ways = [best + change for plan in found[0].plans for _, _, change in other_ways(problem, plan)]
     return error * best < min(problem.cost.seconds, *others, *ways)
 
 
@@ -133,15 +133,15 @@ def _by_clock(problem: Problem, found: Sequence[Candidate], predicted: Choice, o
     device = problem.leaves[0].device
     finalists = [*found[: _FINALISTS[problem.model.calibrated]], *_usual(problem, found[0])]
     with plain_mode(device), torch.set_grad_enabled(problem.training):
-        leaves = _leaves(problem)
-        as_written = _run(problem.written.forward, leaves)
-        runs = [_run(one.module.forward, leaves) for one in finalists]
+        leaves = random_leaves(problem)
+        as_written = run_of(problem.written.forward, leaves)
+        runs = [run_of(one.module.forward, leaves) for one in finalists]
         first = _quiet(lambda: race([as_written, *runs], device, _BUDGET))
         if first is None:
             return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
         best = finalists[min(range(len(finalists)), key=lambda n: first.seconds[n + 1])]
-        best = _with_better_ways(problem, best, leaves)
-        pair = [as_written, _run(best.module.forward, leaves)]
+        best = with_better_ways(problem, best, leaves)
+        pair = [as_written, run_of(best.module.forward, leaves)]
         eager = options.inner == "eager"
         compiled = _compiled([problem.written, best.module], leaves, options) if asked and not eager else None
         last = _quiet(lambda: race(compiled or pair, device, _BUDGET))
@@ -167,7 +167,7 @@ def _compiled(
             with apart():
                 forward = _single(run_by(copy_of(module), leaves, options))
             with apart():
-                run = _run(forward, leaves)
+                run = run_of(forward, leaves)
             with apart():
                 run()
             runs.append(run)
@@ -206,7 +206,7 @@ def _quiet(attempt: Callable[[], Race]) -> Race | None:
     return None
 
 
-def _leaves(problem: Problem) -> list[Tensor]:
+def random_leaves(problem: Problem) -> list[Tensor]:
     """Random leaves of the true shapes, strides, dtypes and devices; the global random state is not touched.
 
     They need a gradient where the true ones do, recorded or not: torch chooses kernels by it.
@@ -215,7 +215,7 @@ def _leaves(problem: Problem) -> list[Tensor]:
     return [random_like(fake, generator).requires_grad_(fake.requires_grad) for fake in problem.leaves]
 
 
-def _run(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
+def run_of(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
     """One run in the mode that counts: forward, or with the backward of all leaves that need a gradient."""
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     result = forward(*leaves)
@@ -225,14 +225,14 @@ def _run(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Callable[[
     return lambda: torch.autograd.grad(forward(*leaves), wanted, cotangent, allow_unused=True)
 
 
-def _with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]) -> Candidate:
+def with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]) -> Candidate:
     """The same order with its heavy steps evaluated in the ways that are fastest by the clock."""
     device = problem.leaves[0].device
     for _ in range(2):  # the first round finds the way that matters most, the second what is left
         variants = list(islice(_variants(problem, best), _VARIANTS))
         if not variants:
             return best
-        runs = [_run(one.module.forward, leaves) for one in (best, *variants)]
+        runs = [run_of(one.module.forward, leaves) for one in (best, *variants)]
         result = race(runs, device, _BUDGET)
         if result.noise > _NOISE or result.gains[result.winner] < _TIE:
             return best
@@ -246,7 +246,7 @@ def _variants(problem: Problem, base: Candidate) -> Iterator[Candidate]:
     for number, plan in enumerate(base.plans):
         if has_images(plan.network) and problem.memory_limit is None:
             changes.append((-inf, number, replace(plan, channels_last=not plan.channels_last)))
-        for subset, way, seconds in _other_ways(problem, plan):
+        for subset, way, seconds in other_ways(problem, plan):
             changes.append((seconds, number, replace(plan, ways={**plan.ways, subset: way})))
     for _, number, changed in sorted(changes, key=lambda change: change[:2]):
         try:
@@ -255,7 +255,7 @@ def _variants(problem: Problem, base: Candidate) -> Iterator[Candidate]:
             log.debug("a way of %s has no exact form: %s", problem.expression, error)
 
 
-def _other_ways(problem: Problem, plan: Plan) -> Iterator[tuple[int, str, float]]:
+def other_ways(problem: Problem, plan: Plan) -> Iterator[tuple[int, str, float]]:
     """(operands of the result, way, predicted change in seconds) for the heavy steps of a plan."""
     if problem.memory_limit is not None:
         return

@@ -102,7 +102,7 @@ def _decide(region: Region, context: Context) -> Decision:
     if len(region.expression.terms[0].factors) == 2 and sum(op.macs > 0 for op in ops_of_nodes(region.ops)) <= 1:
         convolution = any(term.windows for term in region.expression.terms)
         return _keep(text, _as_written(region, context), "one convolution" if convolution else "a single contraction")
-    problem = _problem(region, context)
+    problem = problem_of(region, context)
     try:
         problem, choice = _chosen(problem, region, context)
     except (PlanError, LoweringError) as error:
@@ -135,13 +135,14 @@ def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem
     if choice is not None:
         return problem, choice
     if tune is not False:
-        problem = _problem(region, context, calibrate=True)
+        problem = problem_of(region, context, calibrate=True)
     choice = choose(problem, tune, options)
     remember(problem, key, choice)
     return problem, choice
 
 
-def _problem(region: Region, context: Context, calibrate: bool = False) -> Problem:
+def problem_of(region: Region, context: Context, calibrate: bool = False) -> Problem:
+    """A region as a problem to choose for, by a time model that is calibrated now or as it is."""
     leaves = tuple(context.fakes[leaf] for leaf in region.leaves)
     operands = tuple(
         Operand(constant=leaf in context.constant, needs_grad=context.training and fake.requires_grad)

@@ -63,7 +63,7 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
         gm=gm,
         options=options,
         fakes=dict(reading.fakes),
-        constant=_weight_only(gm, example_inputs, reading),
+        constant=weight_only(gm, example_inputs, reading),
         model=partial(_time_model, options),
         training=torch.is_grad_enabled(),
     )
@@ -153,7 +153,7 @@ def _refused(node: Node, reason: str) -> LayerReport:
     return LayerReport(layer_name([node]), "", "refused", reason, 0, 0, 0, 0, kind=kind_of_layer([node]))
 
 
-def _weight_only(gm: GraphModule, example_inputs: Sequence[Any], reading: Reading) -> set[Node]:
+def weight_only(gm: GraphModule, example_inputs: Sequence[Any], reading: Reading) -> set[Node]:
     """Own nodes whose value depends on weights only."""
     constant: set[Node] = set()
     values = iter(example_inputs)

@@ -120,15 +120,15 @@ def test_equal_regions_are_timed_once(clock):
 @pytest.mark.parametrize("grad", [False, True])
 def test_backward_is_timed_where_it_runs(grad, monkeypatch):
     seen = set()
-    run_of = choice._run
+    original = choice.run_of
 
     def spy(forward, leaves):
-        run = run_of(forward, leaves)
+        run = original(forward, leaves)
         result = run()
         seen.add(type(result))
         return run
 
-    monkeypatch.setattr(choice, "_run", spy)
+    monkeypatch.setattr(choice, "run_of", spy)
     report_of(layer(), grad=grad)
     assert seen == ({tuple} if grad else {torch.Tensor}), "gradients where they are recorded, else the result"
 
