@@ -69,14 +69,11 @@ BATCH = 8
 QUICK_CONVS = {
     ("cp", "factorized", 64),
     ("cp", "factorized", 512),
-    ("tucker", "factorized", 64),
     ("tucker", "factorized", 256),
     ("tucker", "factorized", 512),
     ("tt", "factorized", 64),
     ("tt", "factorized", 256),
     ("tt", "factorized", 512),
-    ("cp", "reconstructed", 512),
-    ("tucker", "reconstructed", 512),
     ("tt", "reconstructed", 512),
 }
 
@@ -211,7 +208,6 @@ def strings() -> list[Case]:
             shape,
             (1, *shape[1:-2], 5, 4),
             fast=partial(models.with_order, optimize="auto"),
-            quick=name == "tt",
             eager_only=True,
         )
         for name, (string, shape, factors) in STRINGS.items()

@@ -119,9 +119,8 @@ def main() -> None:
         values = [row[name] for row in rows]
         mean = exp(sum(map(log, values)) / len(values))
         near = sum(value <= 1.1 for value in values)
-        print(
-            f"{name}: {mean:.3f} of the fastest on average, {max(values):.2f} at worst, {near} of {len(values)} within 10 %"
-        )
+        worst = f"{max(values):.2f}x at worst, {near} of {len(values)} within 1.1x"
+        print(f"{name}: {mean:.3f}x the fastest on average, {worst}")
 
 
 if __name__ == "__main__":

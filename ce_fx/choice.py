@@ -40,7 +40,8 @@ _FINALISTS = {True: 6, False: 8}  # candidates that are timed, calibrated or not
 _TIE = 1.03  # less than this is no gain
 _NOISE = 0.10  # two runs of one thing that differ by more say nothing about others
 _HEAVY = 0.05  # share of a plan's predicted time from which other ways of a step are tried
-_VARIANTS = 8  # other ways that are tried at once
+_VARIANTS = 9  # changes that are tried at once
+_ROUNDS = 3
 _HOPELESS = 8  # times the predicted time, from which a way is not tried
 _BUDGET = 0.2  # seconds of one race
 
@@ -91,7 +92,8 @@ def by_prediction(problem: Problem, found: Sequence[Candidate]) -> Choice:
         fewer = objective == "time" and min(one.cost.flops for one in found) < before.flops
         return Choice(None, before.seconds, before.seconds, False, _NO_GAIN["fewer" if fewer else objective])
     ratio = before.of(objective) / max(after.of(objective), 1e-12)
-    return Choice(found[0], before.seconds, after.seconds, False, f"{ratio:.1f}x {_GAIN[objective]}")
+    doubt = "" if objective != "time" or problem.model.calibrated else ", uncalibrated"
+    return Choice(found[0], before.seconds, after.seconds, False, f"{ratio:.1f}x {_GAIN[objective]}{doubt}")
 
 
 _GAIN = {"time": "less time predicted", "flops": "fewer FLOPs", "memory": "less memory at the peak"}
@@ -228,7 +230,7 @@ def run_of(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Callable
 def with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]) -> Candidate:
     """The same order with its heavy steps evaluated in the ways that are fastest by the clock."""
     device = problem.leaves[0].device
-    for _ in range(2):  # the first round finds the way that matters most, the second what is left
+    for _ in range(_ROUNDS):  # the first finds the change that matters most, the next ones what is left
         variants = list(islice(_variants(problem, best), _VARIANTS))
         if not variants:
             return best
@@ -241,11 +243,16 @@ def with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]
 
 
 def _variants(problem: Problem, base: Candidate) -> Iterator[Candidate]:
-    """The candidate in the other memory format, or with one heavy step in another way, the most promising first."""
+    """The candidate in the other memory format, with all steps in usual ways, or with one heavy step in another way.
+
+    The most promising first, by the time model, which knows nothing of memory formats.
+    """
     changes: list[tuple[float, int, Plan]] = []
     for number, plan in enumerate(base.plans):
-        if has_images(plan.network) and problem.memory_limit is None:
-            changes.append((-inf, number, replace(plan, channels_last=not plan.channels_last)))
+        images = has_images(plan.network) and problem.memory_limit is None
+        for last in {plan.channels_last, images and not plan.channels_last}:
+            whole = [replace(plan, channels_last=last), replace(plan, channels_last=last, ways={})]
+            changes += [(-inf, number, other) for other in whole if other not in (plan, *(c[2] for c in changes))]
         for subset, way, seconds in other_ways(problem, plan):
             changes.append((seconds, number, replace(plan, ways={**plan.ways, subset: way})))
     for _, number, changed in sorted(changes, key=lambda change: change[:2]):
@@ -260,14 +267,15 @@ def other_ways(problem: Problem, plan: Plan) -> Iterator[tuple[int, str, float]]
     if problem.memory_limit is not None:
         return
     network = plan.network
+    table: list[tuple[int, str, dict[str, float]]] = []
     for left, right in splits_of(plan.tree):
         step = step_of(network, left, right)
         grads = bool(left & network.differentiable) + bool(right & network.differentiable) if problem.training else 0
         ways = ways_of(step, network)
-        now = plan.ways.get(left | right, ways[0])
         seconds = {way: problem.model.seconds(ops_of_way(step, network, way), grads) for way in ways}
-        if seconds[now] < _HEAVY * problem.cost.seconds:
-            continue
-        for way in ways:
-            if way != now and seconds[way] < _HOPELESS * seconds[now]:
-                yield left | right, way, seconds[way] - seconds[now]
+        table.append((left | right, plan.ways.get(left | right, ways[0]), seconds))
+    heavy = _HEAVY * sum(seconds[now] for _, now, seconds in table)
+    for subset, now, seconds in table:
+        if seconds[now] >= heavy:
+            others = [way for way in seconds if way != now and seconds[way] < _HOPELESS * seconds[now]]
+            yield from ((subset, way, seconds[way] - seconds[now]) for way in others)

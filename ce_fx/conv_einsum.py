@@ -23,6 +23,7 @@ from ce_fx.plan.path_info import PathInfo, path_info
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.planner import make_plan
 from ce_fx.plan.time_model import TimeModel
+from ce_fx.tune.calibrate import time_model
 
 Planned: TypeAlias = Callable[..., Tensor]
 
@@ -132,7 +133,7 @@ def contract_path(
     given = _complete({"objective": objective, **options})
     sizes = [tuple(op) if shapes else tuple(op.shape) for op in operands]
     parsed = _parsed(string, sizes, given)
-    plan = _plan(parsed, [Operand()] * len(sizes), given, TimeModel.default("cpu"))
+    plan = _plan(parsed, [Operand()] * len(sizes), given, time_model("cpu"))
     info = path_info(plan)
     return info.path, info
 
@@ -207,7 +208,7 @@ def _planned_call(string: str, operands: Sequence[Tensor], options: Mapping[str,
     shapes = [tuple(int(size) for size in operand.shape) for operand in operands]
     parsed = _parsed(string, shapes, options)
     first = operands[0]
-    model = TimeModel.default(first.device, itemsize=first.element_size(), complex_numbers=first.is_complex())
+    model = time_model(first.device, first.dtype)
     needs = [Operand(needs_grad=_needs_grad(operand)) for operand in operands]
     return _compiled(parsed, _plan(parsed, needs, options, model))
 
