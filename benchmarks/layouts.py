@@ -23,9 +23,7 @@ import ce_fx
 from benchmarks.cases import convolutions
 from benchmarks.harness import machine
 from benchmarks.table import own_cache
-from ce_fx.candidates import Candidate, Problem, candidate_of, candidates
 from ce_fx.capture.reading import read
-from ce_fx.choice import other_ways, random_leaves, run_of, with_better_ways
 from ce_fx.decide import Context, problem_of
 from ce_fx.lift.regions import find_regions
 from ce_fx.lower.emit import LoweringError, has_images
@@ -33,6 +31,8 @@ from ce_fx.options import Options
 from ce_fx.plan.plan import Plan
 from ce_fx.rewrite import weight_only
 from ce_fx.tune.calibrate import time_model
+from ce_fx.tune.candidates import Candidate, Problem, candidate_of, candidates
+from ce_fx.tune.choice import other_ways, random_leaves, run_of, with_better_ways
 from ce_fx.tune.clock import plain_mode
 from ce_fx.tune.race import race
 

@@ -28,7 +28,6 @@ from benchmarks.cases import Case, chosen, convolutions
 from benchmarks.harness import compare, machine
 from benchmarks.table import own_cache
 from ce_fx.capture.reading import read
-from ce_fx.cost import cost_of
 from ce_fx.lift.regions import find_regions
 from ce_fx.lower.emit import LoweringError
 from ce_fx.lower.sums import candidate, networks
@@ -38,6 +37,7 @@ from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import Tree
 from ce_fx.tune.calibrate import time_model
+from ce_fx.tune.cost import cost_of
 
 MOST = 16
 TUNED: dict[str, bool | str] = {"ce_fx, predicted": False, "ce_fx, measured": "auto"}

@@ -13,9 +13,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ce_fx.algebra.canonical import canonical
-from ce_fx.candidates import Problem
-from ce_fx.choice import Choice, can_be_timed, choose
-from ce_fx.cost import Cost, cost_of
+from ce_fx.inner import run_by
 from ce_fx.lift.regions import Region
 from ce_fx.lower.extract import extract
 from ce_fx.lower.price import ops_of_nodes
@@ -26,7 +24,10 @@ from ce_fx.plan.network import Operand
 from ce_fx.plan.path_info import step_lines
 from ce_fx.plan.plan import PlanError
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.remembered import key_of, recall, remember
+from ce_fx.tune.candidates import Problem
+from ce_fx.tune.choice import Choice, Inner, can_be_timed, choose
+from ce_fx.tune.cost import Cost, cost_of
+from ce_fx.tune.remembered import key_of, recall, remember
 
 log = logging.getLogger(__name__)
 
@@ -128,17 +129,25 @@ def _decide(region: Region, context: Context) -> Decision:
 def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem, Choice]:
     """The choice that an earlier process made of the same problem; or one made now, by a calibrated time model."""
     options = context.options
-    inner = options.inner if isinstance(options.inner, str) else "callable"
+    inner = _inner(options)
     tune = options.tune if can_be_timed(problem) else False
-    key = key_of(problem, _printed(region), tune, inner)
+    key = key_of(problem, _printed(region), tune, inner.name if inner else "eager")
     choice = recall(problem, key)
     if choice is not None:
         return problem, choice
     if tune is not False:
         problem = problem_of(region, context, calibrate=True)
-    choice = choose(problem, tune, options)
+    choice = choose(problem, tune, inner)
     remember(problem, key, choice)
     return problem, choice
+
+
+def _inner(options: Options) -> Inner | None:
+    """What runs the graph, as something to measure through."""
+    if options.inner == "eager":
+        return None
+    name = options.inner if isinstance(options.inner, str) else "the inner backend"
+    return Inner(name, lambda module, leaves: run_by(module, leaves, options))
 
 
 def problem_of(region: Region, context: Context, calibrate: bool = False) -> Problem:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, cast
 
@@ -58,22 +57,3 @@ def run_by(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> 
         patches = {**(list_mode_options(options.mode) if options.mode else {}), **extra.get("options", {})}
         extra = {"config_patches": patches} if patches else {}
     return cast("Callable[..., Any]", compiler(gm, example_inputs, **extra))
-
-
-@contextmanager
-def apart() -> Iterator[None]:
-    """Compile inside another compilation: with tracing state and metrics of one's own.
-
-    Each compilation, of a forward or of a backward, needs one: torch lets a metric be set once in a context.
-    """
-    from torch._dynamo import utils
-    from torch._dynamo.metrics_context import MetricsContext
-    from torch._guards import tracing
-
-    local, outer = utils._metrics_context_tls, utils.get_metrics_context()
-    local.metrics_context = MetricsContext(on_exit=lambda *_: None)
-    try:
-        with tracing(None), local.metrics_context:
-            yield
-    finally:
-        local.metrics_context = outer

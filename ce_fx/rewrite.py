@@ -12,7 +12,6 @@ from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
 from ce_fx.capture.reading import Reading, read
-from ce_fx.cost import rest_of_graph
 from ce_fx.decide import Context, Decision, decide, unchanged
 from ce_fx.lift.regions import Region, Regions, find_regions
 from ce_fx.lower.extract import copy_of, inline
@@ -21,6 +20,7 @@ from ce_fx.plan.time_model import TimeModel
 from ce_fx.report.layer import LayerReport
 from ce_fx.report.names import kind_of_layer, layer_name
 from ce_fx.tune.calibrate import time_model
+from ce_fx.tune.cost import rest_of_graph
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 import ce_fx
-from ce_fx import choice
 from ce_fx.capture.reading import read
 from ce_fx.options import Options
 from ce_fx.rewrite import rewrite_graph
+from ce_fx.tune import choice
 from tests.chains import chains
 
 

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "capture": set(),
     "lift": {"algebra", "capture"},
     "lower": {"algebra", "plan"},
-    "tune": {"algebra", "plan", "lower"},
+    "tune": {"algebra", "plan", "lower", "capture"},
     "report": {"algebra", "plan"},
     "nn": {"algebra", "plan", "lower"},
 }

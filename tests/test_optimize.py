@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import ce_fx
-from ce_fx import candidates
 from ce_fx.session import Session
+from ce_fx.tune import candidates
 from tests.models import factorized_conv, factorized_resnet18, plain_resnet18
 
 

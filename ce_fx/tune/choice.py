@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
@@ -17,15 +18,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ce_fx.candidates import Candidate, Problem, candidate_of, candidates
-from ce_fx.inner import apart, run_by
 from ce_fx.lower.emit import LoweringError, has_images
 from ce_fx.lower.extract import copy_of
 from ce_fx.lower.verify import random_like
-from ce_fx.options import Options
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
 from ce_fx.plan.ways import ops_of_way, ways_of
+from ce_fx.tune.candidates import Candidate, Problem, candidate_of, candidates
 from ce_fx.tune.clock import plain_mode
 from ce_fx.tune.machine import untimed
 from ce_fx.tune.race import Race, race
@@ -66,13 +65,26 @@ class Choice:
     lasting: bool = True
 
 
-def choose(problem: Problem, tune: str | bool, options: Options) -> Choice:
+@dataclass(frozen=True)
+class Inner:
+    """What runs the rewritten graph, where that is not plain eager torch.
+
+    Attributes:
+        name: for the report.
+        compiled: a module and its inputs -> what runs it; may raise anything.
+    """
+
+    name: str
+    compiled: Callable[[GraphModule, Sequence[Tensor]], Callable[..., Any]]
+
+
+def choose(problem: Problem, tune: str | bool, inner: Inner | None = None) -> Choice:
     """Choose how a region is evaluated.
 
     Args:
         problem: the region.
         tune: "auto" or True, where the region can be timed; False.
-        options: name the inner backend; with `tune=True` it has the last word.
+        inner: has the last word where `tune` is True; None for eager torch.
 
     Raises:
         PlanError: no order keeps to the memory limit.
@@ -82,7 +94,7 @@ def choose(problem: Problem, tune: str | bool, options: Options) -> Choice:
     predicted = by_prediction(problem, found)
     if tune is False or (tune == "auto" and _is_clear(problem, found)):
         return predicted
-    return _by_clock(problem, found, predicted, options, asked=tune is True)
+    return _by_clock(problem, found, predicted, inner, asked=tune is True)
 
 
 def by_prediction(problem: Problem, found: Sequence[Candidate]) -> Choice:
@@ -126,7 +138,9 @@ def _is_clear(problem: Problem, found: Sequence[Candidate]) -> bool:
     return error * best < min(problem.cost.seconds, *others, *ways)
 
 
-def _by_clock(problem: Problem, found: Sequence[Candidate], predicted: Choice, options: Options, asked: bool) -> Choice:
+def _by_clock(
+    problem: Problem, found: Sequence[Candidate], predicted: Choice, inner: Inner | None, asked: bool
+) -> Choice:
     """Time the closest candidates and as written; then other ways of the winner's heavy steps.
 
     The winner and as written are compared once more, where measuring was asked for through the inner backend: compiling
@@ -144,15 +158,13 @@ def _by_clock(problem: Problem, found: Sequence[Candidate], predicted: Choice, o
         best = finalists[min(range(len(finalists)), key=lambda n: first.seconds[n + 1])]
         best = with_better_ways(problem, best, leaves)
         pair = [as_written, run_of(best.module.forward, leaves)]
-        eager = options.inner == "eager"
-        compiled = _compiled([problem.written, best.module], leaves, options) if asked and not eager else None
+        compiled = _compiled([problem.written, best.module], leaves, inner) if asked and inner else None
         last = _quiet(lambda: race(compiled or pair, device, _BUDGET))
     if last is None:
         return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
     written, seconds = last.seconds
     gain = last.gains[1]
-    inner = options.inner if isinstance(options.inner, str) else "the inner backend"
-    by = "measured" if eager else f"measured through {inner}" if compiled else "measured by eager kernels"
+    by = "measured" if inner is None else f"measured through {inner.name}" if compiled else "measured by eager kernels"
     if gain < _TIE:
         reason = f"{by}: the best other order gains {gain:.2f}x" if gain > 1 else f"{by}: nothing is faster"
         return Choice(None, written, written, True, reason)
@@ -160,21 +172,21 @@ def _by_clock(problem: Problem, found: Sequence[Candidate], predicted: Choice, o
 
 
 def _compiled(
-    modules: Sequence[GraphModule], leaves: Sequence[Tensor], options: Options
+    modules: Sequence[GraphModule], leaves: Sequence[Tensor], inner: Inner
 ) -> list[Callable[[], object]] | None:
     """Runs of modules as an inner backend compiles them, backward included; None where it cannot be asked here."""
     runs = []
     try:
         for module in modules:
-            with apart():
-                forward = _single(run_by(copy_of(module), leaves, options))
-            with apart():
+            with _apart():
+                forward = _single(inner.compiled(copy_of(module), leaves))
+            with _apart():
                 run = run_of(forward, leaves)
-            with apart():
+            with _apart():
                 run()
             runs.append(run)
     except Exception as error:  # a backend may raise anything; the kernels of eager torch are compared then
-        log.info("not judged through %s: %s: %s", options.inner, type(error).__name__, error)
+        log.info("not judged through %s: %s: %s", inner.name, type(error).__name__, error)
         return None
     return runs
 
@@ -279,3 +291,22 @@ def other_ways(problem: Problem, plan: Plan) -> Iterator[tuple[int, str, float]]
         if seconds[now] >= heavy:
             others = [way for way in seconds if way != now and seconds[way] < _HOPELESS * seconds[now]]
             yield from ((subset, way, seconds[way] - seconds[now]) for way in others)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Compile inside another compilation: with tracing state and metrics of one's own.
+
+    Each compilation, of a forward or of a backward, needs one: torch lets a metric be set once in a context.
+    """
+    from torch._dynamo import utils
+    from torch._dynamo.metrics_context import MetricsContext
+    from torch._guards import tracing
+
+    local, outer = utils._metrics_context_tls, utils.get_metrics_context()
+    local.metrics_context = MetricsContext(on_exit=lambda *_: None)
+    try:
+        with tracing(None), local.metrics_context:
+            yield
+    finally:
+        local.metrics_context = outer

@@ -10,7 +10,6 @@ from torch.fx import GraphModule
 
 from ce_fx.algebra import Expression
 from ce_fx.capture.reading import read
-from ce_fx.cost import Cost, cost_of
 from ce_fx.lower.strides import order_of, same_strides, with_order
 from ce_fx.lower.sums import candidate, networks
 from ce_fx.lower.value import LoweringError
@@ -20,6 +19,7 @@ from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.planner import Objective, make_plan
 from ce_fx.plan.time_model import TimeModel
+from ce_fx.tune.cost import Cost, cost_of
 
 COUNT = 12
 """Plans that are lowered and priced."""

@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from ce_fx.algebra.canonical import canonical
-from ce_fx.candidates import Problem, candidate_of
-from ce_fx.choice import Choice
 from ce_fx.lower.sums import networks
 from ce_fx.plan.costs import Mode
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.planner import plan_of
 from ce_fx.plan.tree import Tree, subset_of
 from ce_fx.tune import machine, store
+from ce_fx.tune.candidates import Problem, candidate_of
+from ce_fx.tune.choice import Choice
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ce_fx
-from ce_fx import choice, remembered
+from ce_fx.tune import choice, remembered
 from ce_fx.tune.race import Race
 from tests.models import factorized_conv
 
@@ -266,7 +266,7 @@ def test_a_choice_that_does_not_fit_is_made_anew(clock, cache, edit):
 
 SCRIPT = """
     import torch, ce_fx
-    from ce_fx import remembered
+    from ce_fx.tune import remembered
     from tests.models import factorized_conv
 
     torch.set_num_threads(1)
