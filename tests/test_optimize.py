@@ -12,7 +12,7 @@ from torch import nn
 
 import ce_fx
 from ce_fx.session import Session
-from ce_fx.tune import candidates
+from ce_fx.tune import candidates, choice
 from tests.models import factorized_conv, factorized_resnet18, plain_resnet18
 
 
@@ -374,3 +374,46 @@ def test_a_symbolic_batch_is_rewritten_too(net):
             same(fast, net, torch.randn(batch, 32, 8, 8, dtype=torch.float64))
     assert len(ce_fx.graph_modules(fast)) == 2  # one for the first size, one for any
     assert rewritten(fast) == 2
+
+
+def test_a_graph_that_gains_too_little_is_handed_on_untouched(net, x, monkeypatch):
+    """Every region would gain, the whole too little: the graph is the same, node by node, and the rows say why."""
+    rewrite = sys.modules["ce_fx.rewrite"]
+    monkeypatch.setattr(choice, "MARGIN", {"time": float("inf")})  # whatever the prediction, every region is rewritten
+    monkeypatch.setattr(rewrite, "LEAST_GAIN", float("-inf"))
+    plain = ce_fx.optimize(net)
+    same(plain, net, x)
+    assert rewritten(plain) == 2
+    monkeypatch.setattr(rewrite, "LEAST_GAIN", 1.0)
+    torch._dynamo.reset()
+    fast = ce_fx.optimize(net)
+    same(fast, net, x)
+    report = ce_fx.report(fast)
+    assert rewritten(fast) == 0 and report.flops_after == report.flops_before
+    reasons = [layer.reason for layer in report.layers if "whole graph would gain" in layer.reason]
+    assert len(reasons) == rewritten(plain) and all("%" in reason for reason in reasons)
+
+
+def test_other_objectives_have_no_least_gain(net, x, monkeypatch):
+    monkeypatch.setattr(sys.modules["ce_fx.rewrite"], "LEAST_GAIN", 1.0)
+    fast = optimize(net)
+    same(fast, net, x)
+    assert rewritten(fast) == 2
+
+
+def test_a_replacement_that_fails_leaves_the_graph_as_it_was(net, x, monkeypatch):
+    """Half of the regions are in place when something goes wrong."""
+    rewrite = sys.modules["ce_fx.rewrite"]
+    inline, calls = rewrite.inline, []
+
+    def second_fails(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise ArithmeticError("planted")
+        return inline(*args)
+
+    monkeypatch.setattr(rewrite, "inline", second_fails)
+    fast = optimize(net)
+    same(fast, net, x)
+    assert len(calls) == 2 and rewritten(fast) == 0
+    assert "planted" in ce_fx.report(fast).layers[0].reason
