@@ -19,7 +19,7 @@ def random_like(fake: Tensor, generator: torch.Generator) -> Tensor:
     shape = [hint(s) for s in fake.shape]
     real = torch.empty_strided(shape, [hint(s) for s in fake.stride()], dtype=fake.dtype, device=fake.device)
     scale = max(1, prod(shape[1:])) ** -0.5 if len(shape) > 1 else 1.0
-    values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+    values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * scale
     with torch.no_grad():
         real.copy_(values.to(fake.dtype))
     return real
@@ -43,7 +43,7 @@ def mismatch(
     Returns:
         None if they agree, else a sentence with both numbers.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     reals = [random_like(leaf, generator) for leaf in leaves]
     with torch.no_grad():
         expected, got = _in_double(written, reals), _in_double(rewritten, reals)

@@ -225,7 +225,7 @@ def random_leaves(problem: Problem) -> list[Tensor]:
 
     They need a gradient where the true ones do, recorded or not: torch chooses kernels by it.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     return [random_like(fake, generator).requires_grad_(fake.requires_grad) for fake in problem.leaves]
 
 

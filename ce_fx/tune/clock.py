@@ -28,7 +28,7 @@ def settle_allocator() -> None:
     same op takes up to three times as long, or not, by what ran before it. One free block of just under 32 MiB, the
     largest that counts, ends that.
     """
-    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8).fill_(0)
+    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8, device="cpu").fill_(0)
 
 
 @contextmanager

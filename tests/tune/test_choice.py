@@ -175,6 +175,19 @@ def test_timing_touches_neither_weights_nor_random_state(clock):
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_a_default_device_of_the_user_is_not_where_things_are_timed():
+    model, x = layer(), torch.randn(X)
+    torch.set_default_device("meta")
+    try:
+        with torch.no_grad():
+            fast = ce_fx.optimize(model, (x,), tune=True)
+        row = ce_fx.report(fast).layers[0]
+    finally:
+        torch.set_default_device(None)
+    assert row.decision in ("rewritten", "kept") and not ce_fx.report(fast).mismatches
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("factorization", ["tt", "cp", "tucker"])
 @pytest.mark.parametrize("grad", [False, True])
 def test_a_measured_choice_keeps_values_and_gradients(factorization, grad):
