@@ -165,7 +165,7 @@ def _by_clock(
     written, seconds = last.seconds
     gain = last.gains[1]
     by = "measured" if inner is None else f"measured through {inner.name}" if compiled else "measured by eager kernels"
-    if gain < _TIE:
+    if last.sure[1] < _TIE:
         reason = f"{by}: the best other order gains {gain:.2f}x" if gain > 1 else f"{by}: nothing is faster"
         return Choice(None, written, written, True, reason)
     return Choice(best, written, seconds, True, f"{gain:.2f}x faster, {by}")

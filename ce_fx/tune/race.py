@@ -28,10 +28,12 @@ class Race:
     Attributes:
         seconds: the time of each: the lower quartile of its rounds, since other load only adds.
         noise: how far the first one's times in the odd and in the even rounds differ; 0.03 is 3 %.
+        sure: the first one's time over each one's, in the odd or in the even rounds, whichever is less.
     """
 
     seconds: tuple[float, ...]
     noise: float
+    sure: tuple[float, ...] = ()
 
     @property
     def gains(self) -> tuple[float, ...]:
@@ -68,9 +70,10 @@ def race(runs: Sequence[Run], device: torch.device, budget: float) -> Race:
         rounds.append([clock(runs[n], repeats[n], device) for n in running])
         spent = time.perf_counter() - start
     timed = outcome(rounds)
-    for n, seconds in zip(running, timed.seconds, strict=True):
-        once[n] = seconds
-    return Race(tuple(once), timed.noise)
+    sure = [0.0] * len(runs)
+    for place, n in enumerate(running):
+        once[n], sure[n] = timed.seconds[place], timed.sure[place]
+    return Race(tuple(once), timed.noise, tuple(sure))
 
 
 def _in_reach(once: Sequence[float], seconds: float) -> list[int]:
@@ -89,9 +92,11 @@ def outcome(rounds: Sequence[Sequence[float]]) -> Race:
     """What rounds of timings say; fewer than four say nothing of the noise, which then counts as infinite."""
     columns = list(zip(*rounds, strict=True))
     if len(rounds) < 4:
-        return Race(tuple(map(min, columns)), inf)
-    odd, even = _quartile(columns[0][::2]), _quartile(columns[0][1::2])
-    return Race(tuple(map(_quartile, columns)), abs(odd - even) / min(odd, even))
+        return Race(tuple(map(min, columns)), inf, (0.0,) * len(columns))
+    halves = [[_quartile(column[start::2]) for column in columns] for start in (0, 1)]
+    odd, even = halves[0][0], halves[1][0]
+    sure = tuple(min(half[0] / half[n] for half in halves) for n in range(len(columns)))
+    return Race(tuple(map(_quartile, columns)), abs(odd - even) / min(odd, even), sure)
 
 
 def _quartile(times: Sequence[float]) -> float:

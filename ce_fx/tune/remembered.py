@@ -90,8 +90,8 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
     ]
     return json.dumps(
         {
-            "device": machine.facts(leaf.device, leaf.dtype),
             "expression": str(problem.expression),
+            "device": machine.facts(leaf.device, leaf.dtype),
             "canonical": repr(canonical(problem.expression)),
             "leaves": leaves,
             "written": list(written),

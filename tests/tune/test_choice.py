@@ -43,7 +43,8 @@ def clock(monkeypatch):
             for run in runs:
                 run()
             races.append(len(runs))
-            return Race((written, *[others] * (len(runs) - 1)), noise)
+            seconds = (written, *[others] * (len(runs) - 1))
+            return Race(seconds, noise, tuple(written / one for one in seconds))
 
         monkeypatch.setattr(choice, "race", race)
         return races

@@ -22,6 +22,13 @@ def test_noise_is_how_far_odd_and_even_rounds_of_the_first_differ():
     assert outcome([[10.0, 5.0], [10.0, 9.0]] * 4).noise == 0
 
 
+def test_a_gain_in_half_of_the_rounds_is_not_sure():
+    """Load that comes and goes with the rounds of one half makes no winner."""
+    result = outcome([[10.0, 5.0], [10.0, 12.0]] * 4)
+    assert result.gains[1] > 1.5 and result.sure == (1.0, pytest.approx(10 / 12))
+    assert outcome([[10.0, 5.0]] * 6).sure == (1.0, 2.0)
+
+
 def test_a_race_runs_in_turn_and_hopeless_functions_only_at_first(monkeypatch):
     times = {"slow": 4.0, "fast": 3.0, "hopeless": 9.0}
     order = []
