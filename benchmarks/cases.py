@@ -34,6 +34,7 @@ class Case:
         idle: nothing is to be gained here, only not to be lost.
         quick: part of `--quick`.
         eager_only: Inductor is not asked (its compilation takes minutes).
+        data: x is what a network is fed, so that training computes no gradient for it; that of a layer needs one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Case:
     idle: bool = False
     quick: bool = False
     eager_only: bool = False
+    data: bool = False
 
     @property
     def group(self) -> str:
@@ -228,6 +230,7 @@ def whole_models() -> list[Case]:
             small,
             {f"every layer {order.__name__}": partial(models.by_hand, order=order)},
             quick=(kind, form) == ("tt", "factorized"),
+            data=True,
         )
         for kind, order in IN_MODELS.items()
         for form in FORMS
@@ -235,7 +238,7 @@ def whole_models() -> list[Case]:
     block = partial(nn.TransformerEncoderLayer, 256, 8, 1024, dropout=0.0, batch_first=True)
     return [
         *found,
-        Case("resnet18/plain", plain_resnet18, x, small, idle=True, quick=True),
+        Case("resnet18/plain", plain_resnet18, x, small, idle=True, quick=True, data=True),
         Case("transformer block/256", block, (8, 128, 256), (1, 4, 256), idle=True, quick=True),
     ]
 

@@ -52,7 +52,7 @@ def measure(case: Case, mode: str, settings: Settings) -> Row:
         mode: "forward" or "train".
         settings: how.
     """
-    x = case.input(settings.small).to(settings.device).requires_grad_(mode == "train")
+    x = case.input(settings.small).to(settings.device).requires_grad_(mode == "train" and not case.data)
     with torch.set_grad_enabled(mode == "train"):
         eager = None if case.fast else _first_eager(case, mode, settings, x)
         cold, *_ = _first_call(case, mode, settings, x, seed=0)
@@ -122,8 +122,8 @@ def _forward(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]
 
 
 def _training(module: nn.Module, x: Tensor) -> Callable[[Callable[[Tensor], Tensor], Tensor], Callable[[], object]]:
-    """Forward, and the gradients of x and of every parameter for one fixed gradient of the output."""
-    inputs = [x, *module.parameters()]
+    """Forward, and the gradients of x and of every parameter that needs one, for one fixed gradient of the output."""
+    inputs = [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad]
     seed = torch.randn_like(module(x))
 
     def step(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:

@@ -14,7 +14,7 @@ from ce_fx.plan.ranked import several
 from ce_fx.plan.search import splits_table
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import splits_of, step_of
-from ce_fx.plan.ways import best_way, ops_of_way, ways_of
+from ce_fx.plan.ways import _CAUTION, best_way, ops_of_way, ways_of
 from tests.plan.brute_force import trees
 from tests.plan.networks import random_network
 
@@ -85,4 +85,6 @@ def test_a_way_is_taken_where_it_is_faster_by_more_than_the_error():
             first = ways_of(step, network)[0]
             usual = model.seconds(ops_of_way(step, network, first))
             assert seconds == usual if way == first else seconds < usual
-            assert seconds <= min(1.25 * model.seconds(ops_of_way(step, network, w)) for w in ways_of(step, network))
+            assert seconds <= min(
+                _CAUTION * model.seconds(ops_of_way(step, network, w)) for w in ways_of(step, network)
+            )
