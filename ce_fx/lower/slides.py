@@ -39,7 +39,9 @@ def unfold(
 def grouped(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
     """A kernel that many images share is repeated, and those that are neighbours are convolved as groups of one."""
     shared = {*smaller.letters, *(axis.axis for axis in step.joined)}
-    _, *channels = (x for x in larger.letters if isinstance(x, Index) and x not in shared)
+    lead = [x for x in larger.letters if isinstance(x, Index) and x not in shared]
+    images = next((letter for letter in lead if letter.symbol), lead[0])  # groups are a literal number
+    channels = [letter for letter in lead if letter != images]
     smaller = split(graph, smaller)
     sizes = [letter.size for letter in channels]
     node = graph.call_method("expand", (smaller.node, *sizes, *(-1 for _ in smaller.dims)))

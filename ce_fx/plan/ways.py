@@ -133,9 +133,9 @@ def _always(step: Step, network: Network) -> bool:
 
 
 def _groups_fit(step: Step, network: Network) -> bool:
-    """A kernel that has no channel of the features, which have some beside their batch."""
+    """A kernel that has no channel of the features, which have some beside their batch; one symbolic size at most."""
     lead = step.left_free if left_is_larger(step, network) else step.right_free
-    return not step.contracted and len(lead) > 1
+    return not step.contracted and len(lead) > 1 and sum(bool(index.symbol) for index in lead) <= 1
 
 
 _FITS: dict[Way, Callable[[Step, Network], bool]] = {

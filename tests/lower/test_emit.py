@@ -320,6 +320,30 @@ def test_a_symbolic_batch_is_no_literal():
             )
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_symbolic_batch_is_no_literal_in_any_way(first):
+    """Images that share a kernel, the batch before or behind their channels; and channels that are summed."""
+    b, i, o, k = Index("b", 7, "s0"), Index("h", 20), Index("o", 20), Index("k", 3)
+    window = Window(i, o, (Tap(k),), 1, 1)
+    x, order = ((b, S), "bs") if first else ((S, b), "sb")
+    seen = set()
+    for kernel, mixed in (((T, k), f"{order}h,tk->bst"), ((T, S, k), f"{order}h,tsk->bt")):
+        term = Term((Factor(0, axes(*x, i)), Factor(1, axes(*kernel))), (window,))
+        output = axes(*(letter for letter in (b, S, T) if letter.name in mixed.partition("->")[2]), o)
+        network = Network(term, output)
+        for subset, ways in other_ways(network, (0, 1)).items():
+            seen |= set(ways)
+            for way in ways:
+                module = lower(term, output, (0, 1), ways={subset: way})
+                for size in (1, 5):
+                    features = torch.randn([size if n == b else n.size for n in (*x, i)], dtype=torch.float64)
+                    weight = torch.randn([n.size for n in kernel], dtype=torch.float64)
+                    windows = torch.nn.functional.pad(features, (1, 1)).unfold(-1, 3, 1)
+                    expected = torch.einsum(mixed.replace("h,", "hk,") + "h", windows, weight)
+                    torch.testing.assert_close(module(features, weight), expected)
+    assert seen == {"grouped", "unfold", "unfold_conv", "taps", "taps_conv", "band"}
+
+
 def test_two_symbolic_sizes_in_one_reshape_are_refused():
     b, c = Index("b", 7, "s0"), Index("c", 5, "s1")
     i, o, k = Index("h", 6), Index("o", 6), Index("k", 3)
