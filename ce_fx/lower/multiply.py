@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from math import prod
 
 import torch
 from torch.fx import Graph, Node
 
+from ce_fx.algebra import Index
 from ce_fx.lower.value import Letter, Letters, Value, arranged, dense
 from ce_fx.plan.kinds import MANY
 from ce_fx.plan.network import Network
@@ -44,7 +46,7 @@ def matrix(
     if larger.letters not in ((*rows, *summed), (*summed, *rows)) and columns:
         start = larger.letters.index(summed[0])
         lead, tail = larger.letters[:start], larger.letters[start + len(summed) :]
-        if larger.letters == (*lead, *summed, *tail) and _elements(larger, tail) >= MANY:
+        if larger.letters == (*lead, *summed, *tail) and prod(map(larger.size, tail)) >= MANY:
             return Value(at_each(graph, larger, smaller, (lead, summed, tail), columns), (lead, columns, tail), lengths)
     if bool(wish and wish[-1] in rows) != swap:
         a = _two_dims(graph, smaller, columns, summed)
@@ -121,14 +123,19 @@ def pixels_matmul(graph: Graph, network: Network, step: Step, larger: Value, sma
 
 
 def at_each(graph: Graph, x: Value, w: Value, dims: tuple[Letters, Letters, Letters], columns: Letters) -> Node:
-    """`[1, columns, K] @ [lead, K, positions]`: one product for each entry of the lead.
+    """`[columns, K] @ [lead, K, positions]`: one product for each entry of the lead, `[lead, columns, positions]`.
 
-    The matrix has a dim of size 1 in front, for torch folds a plain matrix that needs a gradient into one product with
-    a copy of x on either side, even where no gradient is recorded (`should_fold` in ATen's LinearAlgebra.cpp).
+    As a bmm with the matrix expanded, a view. torch.matmul folds a plain matrix that needs a gradient into one product
+    with a copy of x on either side, even where no gradient is recorded (`should_fold` in ATen's LinearAlgebra.cpp),
+    which takes up to five times as long. It is left to that where the lead is symbolic and has no literal size.
     """
     lead, summed, positions = dims
-    left = arranged(graph, w, [(), columns, summed])
-    return graph.call_function(torch.matmul, (left, arranged(graph, x, [lead, summed, positions])))
+    matrix = arranged(graph, w, [(), columns, summed])
+    features = arranged(graph, x, [lead, summed, positions])
+    if any(isinstance(letter, Index) and letter.symbol for letter in lead):
+        return graph.call_function(torch.matmul, (matrix, features))
+    repeated = graph.call_method("expand", (matrix, prod(x.size(letter) for letter in lead), -1, -1))
+    return graph.call_function(torch.bmm, (repeated, features))
 
 
 def _two_dims(graph: Graph, value: Value, first: Letters, second: Letters) -> Node:
@@ -145,10 +152,3 @@ def _in_order(value: Value, letters: Sequence[Letter]) -> Letters:
 
 def _others(value: Value, letters: Collection[Letter]) -> Letters:
     return tuple(x for x in value.letters if x not in letters)
-
-
-def _elements(value: Value, letters: Letters) -> int:
-    size = 1
-    for letter in letters:
-        size *= value.size(letter)
-    return size

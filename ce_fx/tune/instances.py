@@ -110,8 +110,10 @@ def _batched(rng: random.Random) -> Instance:
     macs, elements = g * b * m * k * n, g * (b * m * k + k * n + b * m * n)
     if b == 1:
         return Instance(Op("bmm", macs, k, n, m, elements), torch.bmm, ((g, m, k), (g, k, n)))
-    shapes = ((b, g, k, m), (g, n, k)) if g > 1 else ((b, k, m), (1, n, k))  # a plain matrix is folded, see lower
-    return Instance(Op("bmm", macs, k, m, n, elements), lambda x, w: torch.matmul(w, x), shapes)
+    op = Op("bmm", macs, k, m, n, elements)
+    if g == 1:  # as `ce_fx.lower.multiply.at_each` does it: a plain matrix would be folded
+        return Instance(op, lambda x, w: torch.bmm(w.expand(b, -1, -1), x), ((b, k, m), (n, k)))
+    return Instance(op, lambda x, w: torch.matmul(w, x), ((b, g, k, m), (g, n, k)))
 
 
 def _convolution(rng: random.Random, channels: int, columns: int, groups: int, kernel: tuple[int, int]) -> Instance:

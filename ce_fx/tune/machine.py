@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-FORM = 4
+FORM = 5
 """Of the time model's formula and of the instances that are measured; constants of another one mean something else."""
 
 _STAT = Path("/proc/stat")

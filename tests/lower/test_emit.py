@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from torch.fx import Graph, GraphModule
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ce_fx.algebra import Expression, Factor, Index, Tap, Term, Window
 from ce_fx.lower.emit import WAYS, LoweringError, emit
@@ -143,6 +144,32 @@ def test_every_way_occurs_in_random_networks():
         for tree in trees(list(range(len(term.factors)))):
             seen |= {way for ways in other_ways(Network(term, output), tree).values() for way in ways}
     assert seen == set(WAYS) - {"matmul"}
+
+
+class Kernels(TorchDispatchMode):
+    """Notes the ATen ops that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_matrix_at_many_positions_is_not_folded(grad):
+    """torch folds a plain matrix that needs a gradient into one product and two copies, recorded or not."""
+    i, o, k = Index("h", 20), Index("o", 20), Index("k", 3)
+    term = Term(
+        (Factor(0, axes(B, S, i)), Factor(1, axes(S, R)), Factor(2, axes(R, k))), (Window(i, o, (Tap(k),), 1, 1),)
+    )
+    module = lower(term, axes(B, o, R), ((0, 1), 2), ways={0b011: "matmul"})
+    leaves = [torch.randn(2, 3, 20), torch.randn(3, 2, requires_grad=True), torch.randn(2, 3)]
+    with torch.set_grad_enabled(grad), Kernels() as kernels:
+        module(*leaves)
+    assert "bmm" in kernels.names and not {"mm", "clone"} & set(kernels.names[: kernels.names.index("bmm")])
 
 
 def test_images_are_brought_into_channels_last_and_stay_in_it():

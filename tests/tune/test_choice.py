@@ -58,8 +58,9 @@ def layer(factorization="tt"):
 
 
 def report_of(model, grad=False, **options):
+    x = torch.randn(X)
     with torch.set_grad_enabled(grad):
-        fast = ce_fx.optimize(model, (torch.randn(X),), **{"tune": True, **options})
+        fast = ce_fx.optimize(model, (x,), **{"tune": True, **options})
     return ce_fx.report(fast).layers[0]
 
 
@@ -89,6 +90,53 @@ def test_noise_leaves_the_prediction_and_is_said(clock, cache):
 def test_without_tuning_nothing_runs(clock):
     races = clock(1e-3, 5e-4)
     assert not report_of(layer(), tune=False).measured and not races
+
+
+def linears():
+    """A chain of two matrices: no images, whose memory formats a prediction cannot rank."""
+    return torch.nn.Sequential(torch.nn.Linear(20, 4, bias=False), torch.nn.Linear(4, 20, bias=False))
+
+
+@pytest.mark.parametrize(("error", "timed"), [(1e-6, False), (1e6, True)])
+def test_auto_times_where_the_prediction_is_not_clear(clock, monkeypatch, error, timed):
+    races = clock(2e-3, 1e-3)
+    monkeypatch.setattr(choice, "_ERROR", dict.fromkeys((True, False), error))
+    assert report_of(linears(), tune="auto").measured is timed and bool(races) is timed
+
+
+def test_true_times_whatever_the_prediction(clock, monkeypatch):
+    clock(2e-3, 1e-3)
+    monkeypatch.setattr(choice, "_ERROR", dict.fromkeys((True, False), 1e-6))
+    assert report_of(linears(), tune=True).measured
+
+
+def test_the_prediction_for_images_is_never_clear_of_other_formats(clock, monkeypatch):
+    clock(2e-3, 1e-3)
+    monkeypatch.setattr(choice, "_ERROR", dict.fromkeys((True, False), 1.0))
+    fewest = choice.candidates
+
+    def far_ahead(problem):
+        best, *_ = fewest(problem)
+        return [dataclasses.replace(best, cost=dataclasses.replace(best.cost, seconds=1e-9))]
+
+    monkeypatch.setattr(choice, "candidates", far_ahead)
+    monkeypatch.setattr(choice, "other_ways", lambda problem, plan: iter(()))
+    assert report_of(layer(), tune="auto").measured
+    torch._dynamo.reset()
+    assert not report_of(linears(), tune="auto").measured, "one candidate, far ahead, without images"
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_is_timed_needs_gradients_as_the_true_leaves_do(clock, monkeypatch, grad):
+    """Recorded or not: torch chooses kernels by it."""
+    clock(2e-3, 1e-3)
+    seen = []
+    original = choice.random_leaves
+    monkeypatch.setattr(choice, "random_leaves", lambda problem: seen.append(original(problem)) or seen[-1])
+    report_of(layer(), grad=grad)
+    (leaves,) = seen
+    assert [leaf.requires_grad for leaf in leaves].count(True) == len(list(layer().parameters()))
+    assert not any(leaf.requires_grad for leaf in leaves if leaf.shape == torch.Size(X))
 
 
 @pytest.mark.parametrize("objective", ["flops", "memory"])

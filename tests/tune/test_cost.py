@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ce_fx.capture.reading import read
+from ce_fx.lower.price import ops_of_nodes
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.tune.cost import cost_of, rest_of_graph
 
@@ -50,3 +51,37 @@ def test_what_no_formula_knows_moves_its_bytes_and_views_move_none():
 def test_what_has_a_formula_costs_the_same_outside_of_a_region():
     nodes = ops(nn.Conv2d(3, 4, 3, bias=False), (2, 3, 8, 8))
     assert rest_of_graph(nodes, MODEL, 4, False) == pytest.approx(cost_of(nodes, MODEL, 4, False).seconds)
+
+
+class Copies(nn.Module):
+    def __init__(self, *order):
+        super().__init__()
+        self.order = order
+
+    def forward(self, x):
+        return x.permute(self.order).contiguous()
+
+
+@pytest.mark.parametrize(
+    ("order", "run"),
+    [((0, 1, 3, 2), 1), ((1, 0, 2, 3), 4 * 5), ((0, 2, 1, 3), 5), ((3, 2, 1, 0), 1)],
+)
+def test_a_copy_reads_as_many_elements_in_a_row_as_stay_in_order(order, run):
+    """What a copy costs depends on it: the transpose of the last two dims reads one element at a time."""
+    (op,) = ops_of_nodes(ops(Copies(*order), (2, 3, 4, 5)))
+    assert (op.family, op.columns, op.elements) == ("copy", run, 2 * 120)
+
+
+class Sums(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x):
+        return x.sum(self.dim)
+
+
+@pytest.mark.parametrize(("dim", "run"), [(0, 12), (1, 4), (2, 4), ((0, 1), 4), ((0, 2), 4)])
+def test_a_sum_reads_what_lies_behind_its_last_dim_in_a_row(dim, run):
+    (op,) = ops_of_nodes(ops(Sums(dim), (2, 3, 4)))
+    assert (op.family, op.columns) == ("sum", run)

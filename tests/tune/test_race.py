@@ -45,6 +45,13 @@ def test_a_race_runs_in_turn_and_hopeless_functions_only_at_first(monkeypatch):
     assert order[9:] == ["slow", "fast"] * (len(order[9:]) // 2) and len(order) >= 9 + 12
 
 
+def test_the_allocator_is_settled_before_anything_is_timed(monkeypatch):
+    order = []
+    monkeypatch.setattr(sys.modules["ce_fx.tune.race"], "settle_allocator", lambda: order.append("settled"))
+    race([lambda: order.append("run")], torch.device("cpu"), 0.001)
+    assert order[0] == "settled" and order.count("settled") == 1
+
+
 def test_a_race_of_one_is_fine():
     assert race([lambda: None], torch.device("cpu"), 0.01).gains == (1.0,)
 
