@@ -32,9 +32,10 @@ from ce_fx.plan.plan import Plan
 from ce_fx.rewrite import weight_only
 from ce_fx.tune.calibrate import time_model
 from ce_fx.tune.candidates import Candidate, Problem, candidate_of, candidates
-from ce_fx.tune.choice import other_ways, random_leaves, run_of, with_better_ways
+from ce_fx.tune.choice import other_ways, with_better_ways
 from ce_fx.tune.clock import plain_mode
 from ce_fx.tune.race import race
+from ce_fx.tune.runs import random_leaves, run_of
 
 BUDGET = 1.0
 """Seconds of one race."""

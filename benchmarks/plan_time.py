@@ -89,7 +89,7 @@ def milliseconds(build: Callable[[int], Network], n: int, **options: str) -> tup
     for _ in range(3):
         net = build(n)
         start = time.perf_counter()
-        method = make_plan(net, **options).method  # type: ignore[arg-type]
+        method = make_plan(net, **options).method
         best = min(best, time.perf_counter() - start)
     return best * 1e3, method
 

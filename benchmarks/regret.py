@@ -146,7 +146,7 @@ def plan_along(tree: Tree, of: Problem) -> Plan:
         objective="time",
         mode=of.mode,
         optimize=path,
-        time_model=of.model,  # type: ignore[arg-type]
+        time_model=of.model,
     )
 
 

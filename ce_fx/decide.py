@@ -25,9 +25,10 @@ from ce_fx.plan.path_info import step_lines
 from ce_fx.plan.plan import PlanError
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.tune.candidates import Problem
-from ce_fx.tune.choice import Choice, Inner, can_be_timed, choose
+from ce_fx.tune.choice import Choice, can_be_timed, choose
 from ce_fx.tune.cost import Cost, cost_of
 from ce_fx.tune.remembered import key_of, recall, remember
+from ce_fx.tune.runs import Inner
 
 log = logging.getLogger(__name__)
 

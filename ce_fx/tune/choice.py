@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from ce_fx.lower.emit import LoweringError, has_images
-from ce_fx.lower.extract import copy_of
-from ce_fx.lower.verify import random_like
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
 from ce_fx.plan.ways import ops_of_way, ways_of
@@ -28,6 +23,7 @@ from ce_fx.tune.candidates import Candidate, Problem, candidate_of, candidates
 from ce_fx.tune.clock import plain_mode
 from ce_fx.tune.machine import untimed
 from ce_fx.tune.race import Race, race
+from ce_fx.tune.runs import Inner, compiled_runs, random_leaves, run_of
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +59,6 @@ class Choice:
     measured: bool
     reason: str
     lasting: bool = True
-
-
-@dataclass(frozen=True)
-class Inner:
-    """What runs the rewritten graph, where that is not plain eager torch.
-
-    Attributes:
-        name: for the report.
-        compiled: a module and its inputs -> what runs it; may raise anything.
-    """
-
-    name: str
-    compiled: Callable[[GraphModule, Sequence[Tensor]], Callable[..., Any]]
 
 
 def choose(problem: Problem, tune: str | bool, inner: Inner | None = None) -> Choice:
@@ -158,7 +141,7 @@ def _by_clock(
         best = finalists[min(range(len(finalists)), key=lambda n: first.seconds[n + 1])]
         best = with_better_ways(problem, best, leaves)
         pair = [as_written, run_of(best.module.forward, leaves)]
-        compiled = _compiled([problem.written, best.module], leaves, inner) if asked and inner else None
+        compiled = compiled_runs([problem.written, best.module], leaves, inner) if asked and inner else None
         last = _quiet(lambda: race(compiled or pair, device, _BUDGET))
     if last is None:
         return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
@@ -169,36 +152,6 @@ def _by_clock(
         reason = f"{by}: the best other order gains {gain:.2f}x" if gain > 1 else f"{by}: nothing is faster"
         return Choice(None, written, written, True, reason)
     return Choice(best, written, seconds, True, f"{gain:.2f}x faster, {by}")
-
-
-def _compiled(
-    modules: Sequence[GraphModule], leaves: Sequence[Tensor], inner: Inner
-) -> list[Callable[[], object]] | None:
-    """Runs of modules as an inner backend compiles them, backward included; None where it cannot be asked here."""
-    runs = []
-    try:
-        for module in modules:
-            with _apart():
-                forward = _single(inner.compiled(copy_of(module), leaves))
-            with _apart():
-                run = run_of(forward, leaves)
-            with _apart():
-                run()
-            runs.append(run)
-    except Exception as error:  # a backend may raise anything; the kernels of eager torch are compared then
-        log.info("not judged through %s: %s: %s", inner.name, type(error).__name__, error)
-        return None
-    return runs
-
-
-def _single(forward: Callable[..., Any]) -> Callable[..., Tensor]:
-    """A compiled graph's one result; some backends return it in a tuple."""
-
-    def call(*leaves: Tensor) -> Tensor:
-        result = forward(*leaves)
-        return result if isinstance(result, Tensor) else result[0]
-
-    return call
 
 
 def _usual(problem: Problem, best: Candidate) -> list[Candidate]:
@@ -218,25 +171,6 @@ def _quiet(attempt: Callable[[], Race]) -> Race | None:
         if result.noise <= _NOISE:
             return result
     return None
-
-
-def random_leaves(problem: Problem) -> list[Tensor]:
-    """Random leaves of the true shapes, strides, dtypes and devices; the global random state is not touched.
-
-    They need a gradient where the true ones do, recorded or not: torch chooses kernels by it.
-    """
-    generator = torch.Generator("cpu").manual_seed(0)
-    return [random_like(fake, generator).requires_grad_(fake.requires_grad) for fake in problem.leaves]
-
-
-def run_of(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
-    """One run in the mode that counts: forward, or with the backward of all leaves that need a gradient."""
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    result = forward(*leaves)
-    if not result.requires_grad:
-        return lambda: forward(*leaves)
-    cotangent = torch.ones_like(result)
-    return lambda: torch.autograd.grad(forward(*leaves), wanted, cotangent, allow_unused=True)
 
 
 def with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]) -> Candidate:
@@ -291,22 +225,3 @@ def other_ways(problem: Problem, plan: Plan) -> Iterator[tuple[int, str, float]]
         if seconds[now] >= heavy:
             others = [way for way in seconds if way != now and seconds[way] < _HOPELESS * seconds[now]]
             yield from ((subset, way, seconds[way] - seconds[now]) for way in others)
-
-
-@contextmanager
-def _apart() -> Iterator[None]:
-    """Compile inside another compilation: with tracing state and metrics of one's own.
-
-    Each compilation, of a forward or of a backward, needs one: torch lets a metric be set once in a context.
-    """
-    from torch._dynamo import utils
-    from torch._dynamo.metrics_context import MetricsContext
-    from torch._guards import tracing
-
-    local, outer = utils._metrics_context_tls, utils.get_metrics_context()
-    local.metrics_context = MetricsContext(on_exit=lambda *_: None)
-    try:
-        with tracing(None), local.metrics_context:
-            yield
-    finally:
-        local.metrics_context = outer

@@ -1,0 +1,100 @@
+"""What is timed: a region's module on random leaves, in the mode that counts, by eager kernels or as compiled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ce_fx.lower.extract import copy_of
+from ce_fx.lower.verify import random_like
+from ce_fx.tune.candidates import Problem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What runs the rewritten graph, where that is not plain eager torch.
+
+    Attributes:
+        name: for the report.
+        compiled: a module and its inputs -> what runs it; may raise anything.
+    """
+
+    name: str
+    compiled: Callable[[GraphModule, Sequence[Tensor]], Callable[..., Any]]
+
+
+def random_leaves(problem: Problem) -> list[Tensor]:
+    """Random leaves of the true shapes, strides, dtypes and devices; the global random state is not touched.
+
+    They need a gradient where the true ones do, recorded or not: torch chooses kernels by it.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    return [random_like(fake, generator).requires_grad_(fake.requires_grad) for fake in problem.leaves]
+
+
+def run_of(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
+    """One run in the mode that counts: forward, or with the backward of all leaves that need a gradient."""
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    result = forward(*leaves)
+    if not result.requires_grad:
+        return lambda: forward(*leaves)
+    cotangent = torch.ones_like(result)
+    return lambda: torch.autograd.grad(forward(*leaves), wanted, cotangent, allow_unused=True)
+
+
+def compiled_runs(
+    modules: Sequence[GraphModule], leaves: Sequence[Tensor], inner: Inner
+) -> list[Callable[[], object]] | None:
+    """Runs of modules as an inner backend compiles them, backward included; None where it cannot be asked here."""
+    runs = []
+    try:
+        for module in modules:
+            with _apart():
+                forward = _single(inner.compiled(copy_of(module), leaves))
+            with _apart():
+                run = run_of(forward, leaves)
+            with _apart():
+                run()
+            runs.append(run)
+    except Exception as error:  # a backend may raise anything; the kernels of eager torch are compared then
+        log.info("not judged through %s: %s: %s", inner.name, type(error).__name__, error)
+        return None
+    return runs
+
+
+def _single(forward: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A compiled graph's one result; some backends return it in a tuple."""
+
+    def call(*leaves: Tensor) -> Tensor:
+        result = forward(*leaves)
+        return result if isinstance(result, Tensor) else result[0]
+
+    return call
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Compile inside another compilation: with tracing state and metrics of one's own.
+
+    Each compilation, of a forward or of a backward, needs one: torch lets a metric be set once in a context.
+    """
+    from torch._dynamo import utils
+    from torch._dynamo.metrics_context import MetricsContext
+    from torch._guards import tracing
+
+    local, outer = utils._metrics_context_tls, utils.get_metrics_context()
+    local.metrics_context = MetricsContext(on_exit=lambda *_: None)
+    try:
+        with tracing(None), local.metrics_context:
+            yield
+    finally:
+        local.metrics_context = outer
