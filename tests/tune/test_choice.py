@@ -12,6 +12,8 @@ import torch
 
 import ce_fx
 from ce_fx.tune import choice, remembered
+from ce_fx.tune.candidates import Candidate
+from ce_fx.tune.cost import Cost
 from ce_fx.tune.race import Race
 from tests.models import factorized_conv
 
@@ -102,6 +104,27 @@ def test_auto_times_where_the_prediction_is_not_clear(clock, monkeypatch, error,
     races = clock(2e-3, 1e-3)
     monkeypatch.setattr(choice, "_ERROR", dict.fromkeys((True, False), error))
     assert report_of(linears(), tune="auto").measured is timed and bool(races) is timed
+
+
+def test_candidates_that_are_alike_leave_room_for_others():
+    """Six of equal price before another idea, which comes second; alike ones fill what is left."""
+
+    def one(seconds):
+        return Candidate((), None, Cost(0, 0, seconds))
+
+    found = [*(one(1.0) for _ in range(6)), one(1.01), one(1.0104), one(3.0)]
+    assert [c.cost.seconds for c in choice.different(found, 3)] == [1.0, 1.01, 3.0]
+    assert [c.cost.seconds for c in choice.different(found, 5)] == [1.0, 1.01, 3.0, 1.0, 1.0]
+
+
+def test_no_change_is_tried_twice(clock, monkeypatch):
+    clock(2e-3, 1e-3)
+    tried = []
+    variants = choice._variants
+    monkeypatch.setattr(choice, "_variants", lambda *given: (tried.append(v.plans) or v for v in variants(*given)))
+    monkeypatch.setattr(choice, "_ROUNDS", 1)
+    report_of(layer())
+    assert len(tried) > 1 and all(tried.count(plans) == 1 for plans in tried)
 
 
 def test_true_times_whatever_the_prediction(clock, monkeypatch):
