@@ -32,6 +32,7 @@ MARGIN = {"time": 0.9, "flops": 1.0, "memory": 1.0}
 
 _ERROR = {True: 1.5, False: 2.0}  # factor that a prediction may be off, calibrated or not
 _FINALISTS = {True: 6, False: 8}  # candidates that are timed, calibrated or not
+_FORMS = 3  # of them are timed in usual ways and in the other memory format, too
 _TIE = 1.03  # less than this is no gain
 _NOISE = 0.10  # two runs of one thing that differ by more say nothing about others
 _HEAVY = 0.05  # share of a plan's predicted time from which other ways of a step are tried
@@ -130,7 +131,8 @@ def _by_clock(
     all of them would take minutes.
     """
     device = problem.leaves[0].device
-    finalists = [*different(found, _FINALISTS[problem.model.calibrated]), *_usual(problem, found[0])]
+    finalists = different(found, _FINALISTS[problem.model.calibrated])
+    finalists += [form for one in finalists[:_FORMS] for form in _other_forms(problem, one)]
     with plain_mode(device), torch.set_grad_enabled(problem.training):
         leaves = random_leaves(problem)
         as_written = run_of(problem.written.forward, leaves)
@@ -161,7 +163,8 @@ def different(found: Sequence[Candidate], count: int) -> list[Candidate]:
     them would leave no place for another idea that is predicted to be 1 % slower and is twice as fast.
     """
     times: set[str] = set()
-    first, alike = [], []
+    first: list[Candidate] = []
+    alike: list[Candidate] = []
     for one in found:
         time = f"{one.cost.seconds:.3g}"
         (alike if time in times else first).append(one)
@@ -169,14 +172,19 @@ def different(found: Sequence[Candidate], count: int) -> list[Candidate]:
     return [*first, *alike][:count]
 
 
-def _usual(problem: Problem, best: Candidate) -> list[Candidate]:
-    """The order of a candidate with every step in the way of its kind, where it has others."""
-    if not any(plan.ways for plan in best.plans):
-        return []
-    try:
-        return [candidate_of(problem, [replace(plan, ways={}) for plan in best.plans])]
-    except LoweringError:
-        return []
+def _other_forms(problem: Problem, one: Candidate) -> list[Candidate]:
+    """The order of a candidate with every step in the way of its kind, as images stand and in channels last."""
+    images = problem.memory_limit is None and any(has_images(plan.network) for plan in one.plans)
+    forms = []
+    for last in (False, True) if images else (False,):
+        plans = [replace(plan, ways={}, channels_last=last) for plan in one.plans]
+        if plans == list(one.plans):
+            continue
+        try:
+            forms.append(candidate_of(problem, plans))
+        except LoweringError as error:
+            log.debug("a form of %s has no exact form in torch: %s", problem.expression, error)
+    return forms
 
 
 def _quiet(attempt: Callable[[], Race]) -> Race | None:
