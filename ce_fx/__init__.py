@@ -13,7 +13,7 @@ from ce_fx.capture.export import capture
 from ce_fx.conv_einsum import contract_expression, contract_path, conv_einsum
 from ce_fx.errors import CaptureError, CeFxError, ExpressionError
 from ce_fx.lifted import lift
-from ce_fx.optimize import graph_modules, optimize, optimize_, report, restore_
+from ce_fx.optimize import graph_modules, optimize, optimize_, refresh, report, restore_
 from ce_fx.report import LayerReport, Report
 from ce_fx.rewrite import rewrite
 
@@ -34,6 +34,7 @@ __all__ = [
     "lift",
     "optimize",
     "optimize_",
+    "refresh",
     "report",
     "restore_",
     "rewrite",

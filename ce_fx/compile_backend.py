@@ -24,10 +24,10 @@ def backend(
     Raises:
         CeFxError: an option is unknown or bad.
     """
-    from ce_fx.inner import run_by
+    from ce_fx.fold import run_folded
     from ce_fx.options import Options
     from ce_fx.session import rewritten_or_untouched
 
     chosen = Options.of({"inner": "inductor", **({"mode": mode} if mode else {}), **(options or {})})
     rewritten_or_untouched(gm, example_inputs, chosen)
-    return run_by(gm, example_inputs, chosen)
+    return run_folded(gm, example_inputs, chosen).call

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from ce_fx.capture.numpy_attrs import Plain, make_plain, undo
 from ce_fx.capture.undisturbed import undisturbed
 from ce_fx.errors import CeFxError
+from ce_fx.fold import forget
 from ce_fx.inner import check_inner
 from ce_fx.options import Options
 from ce_fx.report import Report
@@ -109,8 +110,37 @@ def report(fast: torch.nn.Module) -> Report:
     return _session_of(fast).report()
 
 
+def refresh(fast: torch.nn.Module) -> None:
+    """Tell a model with `fold=True` that weights have changed; what depends on weights only is computed anew.
+
+    Needed after ways of writing that leave no trace: `p.data.copy_`, `p.data.add_`, NumPy and DLPack views,
+    `p.untyped_storage().copy_`. Without `fold=True` it does nothing.
+
+    Args:
+        fast: an optimised model, or a module that `torch.compile` has compiled with backend "ce_fx". Of a compiled
+            function nothing can be refreshed.
+
+    Raises:
+        CeFxError: the model was not optimised.
+    """
+    # `torch.compile` hands a module of its own on, which holds the model as `_orig_mod`; `Module.compile` does not.
+    if all(getattr(fast, name, None) is None for name in ("_orig_mod", "_compiled_call_impl")):
+        raise _not_optimised(fast)
+    session = fast.__dict__.get(_SESSION)
+    if session is not None:
+        session.drop()
+    forget([*fast.parameters(), *fast.buffers()])
+
+
 class View:
     """What a view adds to its model's class: how it prints, and that copies are captured anew."""
+
+    def train(self, mode: bool = True) -> Any:
+        """As the model's own; weights may have changed by the time that a mode comes back (see `fold`)."""
+        session = self.__dict__.get(_SESSION)
+        if session is not None and mode != self.__dict__.get("training"):
+            session.drop()
+        return super().train(mode)  # type: ignore[misc]
 
     def __repr__(self) -> str:
         session = self.__dict__.get(_SESSION)
@@ -191,8 +221,12 @@ def _entry(model: torch.nn.Module) -> Callable[..., Any]:
 def _session_of(model: Any) -> Session:
     session = getattr(model, "__dict__", {}).get(_SESSION)
     if not isinstance(session, Session):
-        raise CeFxError(f"{type(model).__name__} was not optimised by ce_fx: call ce_fx.optimize(model) first")
+        raise _not_optimised(model)
     return session
+
+
+def _not_optimised(model: Any) -> CeFxError:
+    return CeFxError(f"{type(model).__name__} was not optimised by ce_fx: call ce_fx.optimize(model) first")
 
 
 def _warm_up(model: torch.nn.Module, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None) -> None:

@@ -12,7 +12,7 @@ from torch._guards import CompileContext
 from torch.fx import GraphModule
 
 from ce_fx.capture.numpy_attrs import Plain, describe
-from ce_fx.inner import run_by
+from ce_fx.fold import Running, notes_of, run_folded
 from ce_fx.options import Options
 from ce_fx.report import LayerReport, Report
 from ce_fx.rewrite import rewrite_graph
@@ -20,7 +20,6 @@ from ce_fx.rewrite import rewrite_graph
 log = logging.getLogger(__name__)
 
 _NOT_BUILT = {
-    "fold": "fold=True: nothing is folded yet; weight-only steps run in every call",
     "checkpoint": "checkpoint=True: regions keep their intermediates; recomputation is not built yet",
 }
 
@@ -33,11 +32,13 @@ class Compiled:
         gm: the graph that runs.
         layers: what was decided in it.
         frame: Dynamo's number of the Python frame that it stands for; another flag or size compiles the frame anew.
+        running: what runs it, with what it keeps.
     """
 
     gm: GraphModule
     layers: tuple[LayerReport, ...]
     frame: int | None
+    running: Running
 
 
 class Session:
@@ -58,9 +59,10 @@ class Session:
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         """The Dynamo backend: rewrite, remember, hand on. It never raises because of a graph."""
         layers = rewritten_or_untouched(gm, example_inputs, self.options)
-        running = CompileContext.current_compile_id()
-        self.compiled.append(Compiled(gm, tuple(layers), running.frame_id if running else None))
-        return run_by(gm, example_inputs, self.options)
+        running = run_folded(gm, example_inputs, self.options)
+        compiling = CompileContext.current_compile_id()
+        self.compiled.append(Compiled(gm, tuple(layers), compiling.frame_id if compiling else None, running))
+        return running.call
 
     @property
     def graph_modules(self) -> list[GraphModule]:
@@ -69,16 +71,25 @@ class Session:
 
     def report(self) -> Report:
         """The audit of the latest compilation of every frame."""
-        latest = {each.frame: each.layers for each in self.compiled}
+        latest = {each.frame: each for each in self.compiled}
         notes = [*describe(self.plain), *(text for name, text in _NOT_BUILT.items() if getattr(self.options, name))]
+        if self.options.fold:
+            folding = [each for each in self.compiled if each.running.fold is not None]
+            notes += notes_of(each.running for each in {**latest, **{each.frame: each for each in folding}}.values())
         if len(latest) > 1:
             notes.append(f"the model was captured as {len(latest)} graphs; no region reaches across a graph break")
-        layers = tuple(layer for group in latest.values() for layer in group)
+        layers = tuple(layer for each in latest.values() for layer in each.layers)
         return Report(layers, self.title, self.options.objective, tuple(notes))
 
     def summary(self) -> str:
         """One line: what happened."""
         return self.report().summary() if self.compiled else "not captured yet"
+
+    def drop(self) -> None:
+        """Release all that `fold=True` keeps; the next call computes it anew."""
+        for each in self.compiled:
+            if each.running.fold is not None:
+                each.running.fold.drop()
 
     def warn_of_what_is_missing(self) -> None:
         """Options that are accepted but have no effect yet are said aloud once."""
