@@ -27,13 +27,16 @@ import ce_fx.plan.planner as planner
 from benchmarks.cases import Case, chosen, convolutions
 from benchmarks.harness import compare, machine
 from benchmarks.table import own_cache
+from ce_fx.algebra import Expression
+from ce_fx.algebra.program import Program
 from ce_fx.capture.reading import read
 from ce_fx.lift.regions import find_regions
 from ce_fx.lower.emit import LoweringError
-from ce_fx.lower.sums import candidate, networks
+from ce_fx.lower.sums import candidate
 from ce_fx.plan.candidates import make_plans
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.plan import Plan, PlanError
+from ce_fx.plan.sums import networks
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import Tree
 from ce_fx.tune.calibrate import time_model
@@ -125,7 +128,8 @@ def lowered(plan: Plan, label: str, of: Problem) -> tuple[str, Candidate]:
     Raises:
         LoweringError: it cannot be emitted.
     """
-    module = candidate([plan], len(of.leaves))
+    program = Program(len(of.leaves), (Expression(plan.network.output, (plan.network.term,)),))
+    module = candidate(program, [plan], of.leaves)
     return module.code, Candidate(label, module, predicted(module, of), plan.flops)
 
 

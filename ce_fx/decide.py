@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from ce_fx.algebra import Term
 from ce_fx.algebra.canonical import canonical
 from ce_fx.inner import run_by
 from ce_fx.lift.regions import Region
@@ -83,13 +84,18 @@ class Context:
 
 
 def decide(region: Region, context: Context) -> Decision | None:
-    """Decide about a region; None if it holds no product at all (reshapes and scalings only)."""
-    if max(len(term.factors) for term in region.expression.terms) < 2:
+    """Decide about a region; None if it holds no product at all (reshapes, scalings and sums only)."""
+    if not holds_product(region):
         return None
     key = _signature(region, context)
     if key not in context.decided:
         context.decided[key] = _decide(region, context)
     return context.decided[key]
+
+
+def holds_product(region: Region) -> bool:
+    """Whether a region multiplies tensors."""
+    return max(len(term.factors) for term in region.expression.terms) > 1
 
 
 def unchanged(decision: Decision, reason: str) -> Decision:
@@ -101,7 +107,8 @@ def unchanged(decision: Decision, reason: str) -> Decision:
 
 def _decide(region: Region, context: Context) -> Decision:
     text = str(region.expression)
-    if len(region.expression.terms[0].factors) == 2 and sum(op.macs > 0 for op in ops_of_nodes(region.ops)) <= 1:
+    widest = max(len(term.factors) for term in region.expression.terms)
+    if widest == 2 and sum(op.macs > 0 for op in ops_of_nodes(region.ops)) <= 1:
         convolution = any(term.windows for term in region.expression.terms)
         return _keep(text, _as_written(region, context), "one convolution" if convolution else "a single contraction")
     problem = problem_of(region, context)
@@ -114,7 +121,7 @@ def _decide(region: Region, context: Context) -> Decision:
         return _keep(text, before, choice.reason, measured=choice.measured)
     if context.options.verify:
         module = choice.candidate.module
-        difference = mismatch(problem.written, module, problem.leaves, _length(region))
+        difference = mismatch(problem.written, module, problem.leaves, _length(region), problem.positive)
         if difference is not None:
             warnings.warn(
                 f"ce_fx: {text} was planned wrongly ({difference}); it runs as written. Please report this.",
@@ -154,14 +161,19 @@ def _inner(options: Options) -> Inner | None:
 def problem_of(region: Region, context: Context, calibrate: bool = False) -> Problem:
     """A region as a problem to choose for, by a time model that is calibrated now or as it is."""
     leaves = tuple(context.fakes[leaf] for leaf in region.leaves)
-    operands = tuple(
+    given = [
         Operand(constant=leaf in context.constant, needs_grad=context.training and fake.requires_grad)
         for leaf, fake in zip(region.leaves, leaves, strict=True)
-    )
+    ]
+    derived = [
+        Operand(all(given[n].constant for n in leaf.sources), any(given[n].needs_grad for n in leaf.sources))
+        for leaf in region.derived
+    ]
     return Problem(
         expression=region.expression,
-        operands=operands,
+        operands=(*given, *derived),
         leaves=leaves,
+        derived=region.derived,
         output=context.fakes[region.output],
         written=extract(context.gm, region.nodes, region.leaves, context.fakes),
         cost=_as_written(region, context, calibrate),
@@ -189,10 +201,13 @@ def _timed(cost: Cost, seconds: float) -> Cost:
 
 def _length(region: Region) -> int:
     """Products that are added up for one output element, for the rounding to expect."""
-    term = region.expression.terms[0]
     kept = {index for axis in region.expression.axes for index in axis}
-    summed = [i for i in term.indices if i not in kept and not any(i == w.features for w in term.windows)]
-    return prod(index.size for index in summed)
+
+    def length(term: Term) -> int:
+        summed = [i for i in term.indices if i not in kept and not any(i == w.features for w in term.windows)]
+        return prod(index.size for index in summed)
+
+    return sum(map(length, region.expression.terms))
 
 
 def _printed(region: Region) -> tuple[str, ...]:
@@ -206,4 +221,4 @@ def _signature(region: Region, context: Context) -> object:
         (str(f.shape), str(f.stride()), f.dtype, f.device, f.requires_grad, leaf in context.constant)
         for leaf, f in ((leaf, context.fakes[leaf]) for leaf in region.leaves)
     )
-    return canonical(region.expression), leaves, _printed(region)
+    return canonical(region.expression), leaves, region.derived, _printed(region)

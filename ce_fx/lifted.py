@@ -12,6 +12,7 @@ from ce_fx.algebra import Expression
 from ce_fx.algebra.printer import to_string
 from ce_fx.capture.export import capture
 from ce_fx.capture.reading import read
+from ce_fx.decide import holds_product
 from ce_fx.lift.regions import find_regions
 from ce_fx.lower.extract import copy_of, extract, replace_region, sizes_of
 
@@ -38,7 +39,7 @@ def lift(model_or_gm: torch.nn.Module, example_inputs: Sequence[Any]) -> GraphMo
     found = find_regions(gm.graph, read(gm, inputs))
     replaced: dict[Node, Node] = {}
     for region in found.regions:
-        if max(len(term.factors) for term in region.expression.terms) < 2:
+        if not holds_product(region):
             continue
         name = _free_name(gm, _text(region.expression))
         inputs_of = (*region.leaves, *sizes_of(region.nodes, region.leaves))

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
 from ce_fx.capture.reading import Reading, read
-from ce_fx.decide import Context, Decision, decide, unchanged
+from ce_fx.decide import Context, Decision, decide, holds_product, unchanged
 from ce_fx.lift.regions import Region, Regions, find_regions
 from ce_fx.lower.extract import copy_of, inline
 from ce_fx.options import Options
@@ -100,8 +100,19 @@ def _decisions(found: Regions, context: Context) -> list[tuple[Region, Decision]
     hidden = None if verbose is None else not verbose  # tqdm's None: hidden unless on a terminal
     slow = 2.0 if verbose is None else 0.0  # seconds until it shows
     with tqdm(found.regions, desc="ce_fx: planning", unit="region", disable=hidden, delay=slow, leave=False) as bar:
-        decided = [(region, decide(region, context)) for region in bar]
-    return [(region, decision) for region, decision in decided if decision is not None]
+        return [pair for region in bar for pair in _decided(region, context)]
+
+
+def _decided(region: Region, context: Context) -> list[tuple[Region, Decision]]:
+    """The decision for a region; where a sum is kept as written, those for its parts if one of them gains."""
+    decision = decide(region, context)
+    if decision is None:
+        return []
+    if decision.candidate is None and len(region.expression.terms) > 1 and not decision.mismatch:
+        parts = [pair for part in region.parts if holds_product(part) for pair in _decided(part, context)]
+        if any(part.candidate is not None for _, part in parts):
+            return parts
+    return [(region, decision)]
 
 
 def _worthwhile(

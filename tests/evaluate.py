@@ -30,7 +30,12 @@ def _term(term, axes, leaves):
         arguments += [_indicator(window), [number(index) for index in indices]]
     output = [index for axis in axes for index in axis]
     held = [index for index in output if index in numbers]
-    result = torch.einsum(*arguments, [number(index) for index in held]) * term.coefficient
+    whole = (
+        torch.einsum(*arguments, [number(index) for index in held])
+        if arguments
+        else torch.ones((), dtype=torch.float64)
+    )
+    result = whole * term.coefficient
     shape = [index.size if index in held else 1 for index in output]
     full = result.reshape(shape).expand([index.size for index in output])
     return full.reshape([prod(index.size for index in axis) for axis in axes])

@@ -328,15 +328,15 @@ def _note_mutations(reading: Reading) -> None:
             reading.mutations.extend((own, reading.storage(f)) for f in inputs if isinstance(f, Tensor))
             continue
         for op in ops:
-            written = [value for value in _written(op) if isinstance(value, Node)]
-            reading.mutations.extend((own, reading.storage(value.meta.get("val"))) for value in written)
+            targets = [value for value in written(op) if isinstance(value, Node)]
+            reading.mutations.extend((own, reading.storage(value.meta.get("val"))) for value in targets)
 
 
 _STATISTICS = (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default)
 """Ops that write to their running statistics when the sixth argument is true; their schemas don't say so."""
 
 
-def _written(op: Node) -> list[Any]:
+def written(op: Node) -> list[Any]:
     """The arguments that an ATen op writes to."""
     if op.target in _STATISTICS and op.args[5]:
         return list(op.args[3:5])

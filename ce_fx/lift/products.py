@@ -1,13 +1,16 @@
-"""Products of expressions: unify the axes that mean the same coordinate, and multiply.
+"""Products and sums of expressions: unify the axes that mean the same coordinate, and multiply or add.
 
 Every contraction (einsum, matmul, linear, tensordot, broadcast multiply) is one call of `contract`; a convolution
-unifies its channel axes with `Builder` and adds its windows.
+unifies its channel axes with `Builder` and adds its windows. A product of sums is distributed: an expression is always
+a flat sum of products, and the planner factors it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
+from itertools import product as combinations
+from math import prod
 
 from ce_fx.algebra import (
     Axis,
@@ -19,8 +22,12 @@ from ce_fx.algebra import (
     flat,
     substitute,
 )
+from ce_fx.algebra.canonical import collected
 from ce_fx.algebra.regroup import Fresh, Table, regroup, unify
 from ce_fx.lift.refusal import Refusal
+
+MOST = 64
+"""Products in one sum; a region does not grow beyond."""
 
 
 class Refused(Exception):
@@ -37,9 +44,6 @@ class Builder:
     """
 
     def __init__(self, expressions: Sequence[Expression], fresh: Fresh) -> None:
-        for expression in expressions:
-            if len(expression.terms) != 1:
-                raise Refused("a sum feeds a product")
         self.expressions = list(expressions)
         self.fresh = fresh
 
@@ -58,28 +62,30 @@ class Builder:
         axes = self.expressions[operand].axes
         self.expressions[operand] = replace(self.expressions[operand], axes=(*axes[:dim], *new, *axes[dim + 1 :]))
 
-    def join(self, left: tuple[int, int], right: tuple[int, int]) -> None:
-        """Make two axes, given as (operand, dim), the same coordinate."""
+    def join(self, left: tuple[int, int], right: tuple[int, int], add: bool = False) -> None:
+        """Make two axes, given as (operand, dim), the same coordinate; positions only where the operands are added."""
         a, b = self.axis(*left), self.axis(*right)
         result = unify(a, b, self.fresh)
         if isinstance(result, str):
             raise Refused(result)
         left_table, right_table, common = result
-        if common and (self._windowed(left[0], a) or self._windowed(right[0], b)):
+        if not add and common and (self._windowed(left[0], a) or self._windowed(right[0], b)):
             raise Refused("a position axis of a convolution meets another tensor")
         self._apply(left[0], left_table)
         self._apply(right[0], right_table)
 
-    def product(self, axes: tuple[Axis, ...], windows: tuple[Window, ...] = ()) -> Expression:
-        """The product of all operands over some output axes, with windows to add."""
-        terms = [expression.terms[0] for expression in self.expressions]
-        factors = tuple(factor for term in terms for factor in term.factors)
-        coefficient = 1
-        for term in terms:
-            coefficient *= term.coefficient  # type: ignore[assignment]
-        windows = tuple(w for term in terms for w in term.windows) + windows
-        axes = _with_positions(axes, windows)
-        return Expression(axes, (Term(factors, windows, coefficient),))
+    def product(self, axes: tuple[Axis, ...]) -> Expression:
+        """The product of all operands over some output axes: every product of one term of each."""
+        if prod(len(expression.terms) for expression in self.expressions) > MOST:
+            raise Refused(f"more than {MOST} products in one sum")
+        kept = set(flat(axes))
+        summed = {i for expression in self.expressions for i in flat(expression.axes) if i not in kept}
+        groups = combinations(*(expression.terms for expression in self.expressions))
+        return _total(axes, (_multiplied(group, summed) for group in groups))
+
+    def total(self, axes: tuple[Axis, ...]) -> Expression:
+        """The sum of all operands over common axes."""
+        return _total(axes, (term for expression in self.expressions for term in expression.terms))
 
     def _apply(self, operand: int, table: Table) -> None:
         """Substitute in one operand, and wherever else its indices have come to stand."""
@@ -138,16 +144,28 @@ def reshape(expression: Expression, shape: Sequence[int | str], fresh: Fresh) ->
     return replace(substitute(expression, table), axes=axes)
 
 
+def add(left: Expression, right: Expression, fresh: Fresh) -> Expression | Refusal:
+    """`left + right`: axes are aligned at the last one, those of size 1 broadcast."""
+    try:
+        builder = Builder((left, right), fresh)
+        n = max(len(left.axes), len(right.axes))
+        places: list[tuple[int, int]] = []
+        for place in range(n):
+            here = [(0, place - n + len(left.axes)), (1, place - n + len(right.axes))]
+            here = [at for at in here if at[1] >= 0]
+            wide = [at for at in here if _nontrivial(builder.axis(*at))]
+            if len(wide) == 2:
+                builder.join(wide[0], wide[1], add=True)
+            places.append(wide[0] if wide else here[0])
+        return builder.total(tuple(builder.axis(*place) for place in places))
+    except Refused as refused:
+        return Refusal(str(refused))
+
+
 def add_bias(expression: Expression, dim: int, bias: Expression, fresh: Fresh) -> Expression | Refusal:
-    """`expression + bias`, the 1-d bias along one axis: one more term, constant on the other axes."""
-    result = unify(expression.axes[dim], bias.axes[0], fresh)
-    if isinstance(result, str):
-        return Refusal(result)
-    left, right, _ = result
-    if any(i in left for i in _window_indices(expression)):
-        return Refusal("a position axis of a convolution is split")
-    expression = substitute(expression, left)
-    return replace(expression, terms=expression.terms + substitute(bias, right).terms)
+    """`expression + bias`, the 1-d bias along one axis: constant on the others."""
+    after = len(expression.axes) - dim - 1
+    return add(expression, replace(bias, axes=bias.axes + ((),) * after), fresh)
 
 
 def drop_ones(expression: Expression) -> Expression:
@@ -160,39 +178,70 @@ def drop_ones(expression: Expression) -> Expression:
 
 
 def lone_index(builder: Builder, operand: int, dim: int, name: str) -> Index:
-    """The one index of an axis that a window is to use, held by one factor or given by one window.
+    """The one index of an axis that a window is to use.
 
-    An axis of size 1 gets an index of its own on some factor.
+    An axis of size 1 gets an index of its own on some factor of every term.
 
     Raises:
-        Refused: the axis has several indices, a symbolic one, or one that several factors share.
+        Refused: the axis has several indices, or a symbolic one.
     """
     axis = builder.axis(operand, dim)
     if not axis:
         axis = _attach_one(builder, operand, dim, name)
     if len(axis) > 1:
         raise Refused("a convolution slides over several merged axes")
-    term = builder.expressions[operand].terms[0]
     index = axis[0]
     if index.symbol:
         raise Refused(f"a convolution slides over the symbolic size {index.symbol}")
-    holders = sum(flat(f.axes).count(index) for f in term.factors) + sum(w.out == index for w in term.windows)
-    if holders != 1:
-        raise Refused("a convolution slides over an axis that several factors share or none has")
     return index
+
+
+def holders(term: Term, index: Index) -> int:
+    """How many times the factors of a term hold an index, and its windows give it."""
+    return sum(flat(f.axes).count(index) for f in term.factors) + sum(w.out == index for w in term.windows)
 
 
 def _attach_one(builder: Builder, operand: int, dim: int, name: str) -> Axis:
     expression = builder.expressions[operand]
-    term = expression.terms[0]
     index = builder.fresh(name, 1)
-    first = term.factors[0]
-    if not first.axes:
-        raise Refused("a convolution slides over a scalar")
-    factor = replace(first, axes=(*first.axes[:-1], (*first.axes[-1], index)))
+    terms = tuple(_with_one(term, index) for term in expression.terms)
     axes = (*expression.axes[:dim], (index,), *expression.axes[dim + 1 :])
-    builder.expressions[operand] = Expression(axes, (replace(term, factors=(factor, *term.factors[1:])),))
+    builder.expressions[operand] = Expression(axes, terms)
     return (index,)
+
+
+def _with_one(term: Term, index: Index) -> Term:
+    """The term with an index of size 1 on its first factor that has an axis."""
+    for n, factor in enumerate(term.factors):
+        if factor.axes:
+            wider = replace(factor, axes=(*factor.axes[:-1], (*factor.axes[-1], index)))
+            return replace(term, factors=(*term.factors[:n], wider, *term.factors[n + 1 :]))
+    raise Refused("a convolution slides over a scalar")
+
+
+def _multiplied(terms: Iterable[Term], summed: set[Index]) -> Term:
+    """The product of some terms; a summed index that none of them has counts its positions."""
+    terms = tuple(terms)
+    factors = tuple(factor for term in terms for factor in term.factors)
+    windows = tuple(window for term in terms for window in term.windows)
+    whole = Term(factors, windows)
+    coefficient: complex | float | int = prod(term.coefficient for term in terms)
+    for index in summed - whole.indices:
+        if index.symbol:
+            raise Refused(f"a sum over the symbolic size {index.symbol} of what does not depend on it")
+        coefficient *= index.size
+    return replace(whole, coefficient=coefficient)
+
+
+def _total(axes: tuple[Axis, ...], terms: Iterable[Term]) -> Expression:
+    """Terms over common axes; equal ones are added up."""
+    all_terms = tuple(terms)
+    if len(all_terms) > MOST:
+        raise Refused(f"more than {MOST} products in one sum")
+    whole = collected(Expression(_with_positions(axes, [w for term in all_terms for w in term.windows]), all_terms))
+    if not whole.terms:
+        raise Refused("a sum that is zero")
+    return whole
 
 
 def _with_positions(axes: tuple[Axis, ...], windows: Sequence[Window]) -> tuple[Axis, ...]:

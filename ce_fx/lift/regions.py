@@ -2,15 +2,18 @@
 
 A region is a set of the graph's *own* nodes that computes one value, read through their ATen ops. It is grown along
 the graph's order: a node joins the regions of those of its operands that nothing else uses, if the rules find one
-exact expression for the whole; otherwise it starts a region of its own, and the reason is kept. So inside a region
-every value has one user, and a region is a tree of nodes that can be replaced in place.
+exact expression for the whole; otherwise it starts a region of its own, and the reason is kept. A leaf all of whose
+users are inside joins as well. So nothing outside a region reads a value inside it but its result, and the region can
+be replaced in place.
 
-Complexity: every node's rules run at most 2 + (number of joined operands) times.
+Complexity: every node's rules run at most 2 + (number of joined operands) times, and once more for every leaf that
+joins a region around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -19,7 +22,8 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from ce_fx.algebra import Expression
-from ce_fx.capture.reading import Reading
+from ce_fx.algebra.derived import Derived
+from ce_fx.capture.reading import Reading, written
 from ce_fx.lift import rules as _rules  # noqa: F401  (importing it fills the table)
 from ce_fx.lift.products import drop_ones
 from ce_fx.lift.refusal import Refusal
@@ -35,16 +39,22 @@ class Region:
         nodes: the own nodes of the region in graph order; `output` is the last.
         ops: their ATen nodes, in order.
         leaves: leaf `n` of the expression is the value of own node `leaves[n]`.
+        carriers: their ATen nodes: an own node may be another value after it was written to.
         expression: what the region computes.
+        derived: leaves `len(leaves)` and on, which are computed from others.
         border: why the region could not grow into the operands it stops at, or None where it simply begins.
+        parts: the regions that it grew from, each of which could be replaced by itself.
     """
 
     output: Node
     nodes: tuple[Node, ...]
     ops: tuple[Node, ...]
     leaves: tuple[Node, ...]
+    carriers: tuple[Node, ...]
     expression: Expression
+    derived: tuple[Derived, ...] = ()
     border: str | None = None
+    parts: tuple[Region, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,53 +119,121 @@ class _Growth:
                     break
         if isinstance(result, Refusal) and inner:
             result = self._attempt(node, [])
-        if isinstance(first, Refusal) and isinstance(result, Region):
+        if isinstance(result, Refusal):
+            return result
+        if isinstance(first, Refusal):
             result = replace(result, border=first.reason)
-        return result
+        return self._closed(result)
 
     def _joinable(self, operand: Node, user: Node) -> bool:
         """Whether an operand's region may be absorbed: only this node uses its value, once."""
-        return operand in self.grown and len(operand.users) == 1 and _uses(user, operand) == 1
+        return operand in self.grown and set(operand.users) == {user} and _uses(user, operand) == 1
+
+    def _closed(self, region: Region) -> Region:
+        """The region with those of its leaves absorbed that nothing outside it reads.
+
+        A leaf that a product holds twice stays one: in the product of both it would be computed twice.
+        """
+        tried: set[Node] = set()
+        while True:
+            inside = set(region.nodes)
+            open_leaves = [n for n in region.leaves if n in self.grown and inside.issuperset(n.users)]
+            leaf = next((n for n in open_leaves if n not in tried), None)
+            if leaf is None:
+                return region
+            tried.add(leaf)
+            if _most_in_one_product(region, leaf) > 1:
+                continue
+            inner = self.grown[leaf]
+            nodes = sorted({*region.nodes, *inner.nodes}, key=self.order.__getitem__)
+            wider = self._lift(region.output, nodes, (), (*region.parts, inner))
+            if isinstance(wider, Region):
+                region = replace(wider, border=region.border)
 
     def _attempt(self, node: Node, inner: Sequence[Node]) -> Region | Refusal:
         """Lift a node with the regions of some operands joined; its other operands are leaves."""
-        state = self.reading.states[node]
+        return self._lift(node, [node], [self.grown[n] for n in inner], [self.grown[n] for n in inner])
+
+    def _lift(
+        self, output: Node, new: Sequence[Node], joined: Sequence[Region], parts: Sequence[Region]
+    ) -> Region | Refusal:
+        """Lift some nodes, in graph order, on top of regions that are whole already.
+
+        Args:
+            output: the last node.
+            new: the nodes whose rules run.
+            joined: regions whose expressions are taken as they are.
+            parts: what to remember as the regions that this one grew from.
+        """
+        state = self.reading.states[output]
         if state.autocast:
             return Refusal("runs under autocast, which is not planned yet")
-        if any(self.reading.states[operand] != state for operand in inner):
+        nodes = sorted({*new, *(n for part in joined for n in part.nodes)}, key=self.order.__getitem__)
+        if any(self.reading.states[n] != state for n in nodes):
             return Refusal("gradients are switched on or off in between")
-        leaves: dict[Node, int] = {}
-        values: dict[Node, Expression] = {}
-        for operand in inner:
-            region = self.grown[operand]
-            values[self._value(operand)] = _renumber(region, leaves, self._value)
-        for op in self.reading.ops.get(node, ()):
+        leaves: dict[Node | Derived, int] = {}
+        values = {self._value(part.output): _renumber(part, leaves) for part in joined}
+        refusal = self._run_rules(new, values, leaves)
+        if refusal is not None:
+            return refusal
+        value = self._value(output)
+        if value not in values:
+            return Refusal("it hands on a value that exists already")
+        return self._whole(output, nodes, values[value], leaves, parts)
+
+    def _run_rules(
+        self, new: Sequence[Node], values: dict[Node, Expression], leaves: dict[Node | Derived, int]
+    ) -> Refusal | None:
+        """Fill in the values of all ops of some nodes, or say why one has none."""
+        ops = [op for node in new for op in self.reading.ops.get(node, ())]
+        reads = Counter(n for op in ops for n in _operands(op))
+        operands = Operands(values, leaves, self.numbers, {n for n, times in reads.items() if times > 1})
+        for op in ops:
             rule = RULES.get(op.target)
             if rule is None:
                 return Refusal(f"{_name(op)} is not multilinear, or has no rule")
-            refusal = _unfit(op)
+            refusal = _unfit(op) or _visible_write(op, operands, ops, leaves)
             if refusal is not None:
                 return refusal
-            result = rule(op, Operands(values, leaves, self.numbers))
+            result = rule(op, operands)
             if isinstance(result, Refusal):
                 return result
             if tuple(_shape(result)) != sizes(op.meta["val"]):
                 return Refusal(f"{_name(op)} was read with shape {_shape(result)}, a bug of its rule")
             values[op] = result
-        value = self._value(node)
-        if value not in values:
-            return Refusal("it hands on a value that exists already")
-        parts = [self.grown[n] for n in inner]
-        nodes = sorted({node, *(n for part in parts for n in part.nodes)}, key=self.order.__getitem__)
+        return None
+
+    def _whole(
+        self,
+        output: Node,
+        nodes: Sequence[Node],
+        expression: Expression,
+        leaves: dict[Node | Derived, int],
+        parts: Sequence[Region],
+    ) -> Region | Refusal:
+        """A region of some nodes, its leaves in order: own nodes first, then what is derived from them."""
+        given = [leaf for leaf in leaves if isinstance(leaf, Node)]
+        derived = [leaf for leaf in leaves if isinstance(leaf, Derived)]
         ops = tuple(op for n in nodes for op in self.reading.ops.get(n, ()))
-        own_leaves = self._own_leaves(tuple(leaves), nodes)
+        own_leaves = self._own_leaves(given, nodes)
         if isinstance(own_leaves, Refusal):
             return own_leaves
         changed = self._changed_between(own_leaves, nodes)
         if changed is not None:
             return changed
-        border = next((part.border for part in parts if part.border), None)
-        return Region(node, tuple(nodes), ops, own_leaves, drop_ones(values[value]), border)
+        numbers = {leaf: n for n, leaf in enumerate([*given, *derived])}
+        expression = _with_leaves(expression, {old: numbers[leaf] for leaf, old in leaves.items()})
+        return Region(
+            output,
+            tuple(nodes),
+            ops,
+            own_leaves,
+            tuple(given),
+            drop_ones(expression),
+            tuple(replace(leaf, sources=tuple(numbers[source] for source in leaf.sources)) for leaf in derived),
+            next((part.border for part in parts if part.border), None),
+            tuple(parts),
+        )
 
     def _own_leaves(self, leaves: Sequence[Node], nodes: Sequence[Node]) -> tuple[Node, ...] | Refusal:
         """The own nodes outside a region that hand it the ATen values `leaves`: the ones that it reads.
@@ -205,15 +283,32 @@ def _writes(reading: Reading) -> tuple[tuple[Node, object], ...]:
     return tuple(reading.mutations)
 
 
-def _renumber(region: Region, leaves: dict[Node, int], value: object) -> Expression:
+def _renumber(region: Region, leaves: dict[Node | Derived, int]) -> Expression:
     """A region's expression with its leaves numbered among those of the region that absorbs it."""
-    assert callable(value)
-    table = [leaves.setdefault(value(leaf), len(leaves)) for leaf in region.leaves]
+    given: tuple[Node | Derived, ...] = region.carriers
+    derived = [replace(leaf, sources=tuple(given[source] for source in leaf.sources)) for leaf in region.derived]
+    table = {n: leaves.setdefault(leaf, len(leaves)) for n, leaf in enumerate((*given, *derived))}
+    return _with_leaves(region.expression, table)
+
+
+def _with_leaves(expression: Expression, table: Mapping[int, int]) -> Expression:
     terms = tuple(
-        replace(term, factors=tuple(replace(f, leaf=table[f.leaf]) for f in term.factors))
-        for term in region.expression.terms
+        replace(term, factors=tuple(replace(f, leaf=table[f.leaf]) for f in term.factors)) for term in expression.terms
     )
-    return replace(region.expression, terms=terms)
+    return replace(expression, terms=terms)
+
+
+def _visible_write(
+    op: Node, operands: Operands, ops: Sequence[Node], leaves: Collection[Node | Derived]
+) -> Refusal | None:
+    """An op may write in place to what the region computed and nothing reads but the result of the write."""
+    for target in written(op):
+        storage = Reading.storage(target.meta["val"])
+        given = any(isinstance(n, Node) and Reading.storage(n.meta["val"]) == storage for n in leaves)
+        aliases = [n for n in ops if n is not op and Reading.storage(n.meta["val"]) == storage]
+        if given or not operands.inside(target) or any(len(n.users) > 1 for n in aliases):
+            return Refusal(f"{_name(op)} writes to a tensor that is read elsewhere")
+    return None
 
 
 def _unfit(op: Node) -> Refusal | None:
@@ -238,16 +333,25 @@ def _tensors(op: Node) -> Iterator[Tensor]:
             yield value
 
 
+def _operands(node: Node) -> list[Node]:
+    """The nodes that a node reads, each as often as it is read."""
+    found: list[Node] = []
+
+    def visit(operand: Node) -> Node:
+        found.append(operand)
+        return operand
+
+    map_arg((node.args, node.kwargs), visit)
+    return found
+
+
 def _uses(user: Node, operand: Node) -> int:
-    uses = 0
+    return _operands(user).count(operand)
 
-    def visit(node: Node) -> Node:
-        nonlocal uses
-        uses += node is operand
-        return node
 
-    map_arg((user.args, user.kwargs), visit)
-    return uses
+def _most_in_one_product(region: Region, leaf: Node) -> int:
+    number = region.leaves.index(leaf)
+    return max(sum(factor.leaf == number for factor in term.factors) for term in region.expression.terms)
 
 
 def _shape(expression: Expression) -> list[int | str]:

@@ -12,14 +12,15 @@ Adding an op is one such function in `lift/rules/<family>.py`; nothing else is e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Node
 
-from ce_fx.algebra import Axes, Expression, Index, leaf_expression
+from ce_fx.algebra import Axes, Expression, Index, flat, leaf_expression, substitute
+from ce_fx.algebra.derived import Derived
 from ce_fx.lift.refusal import Refusal
 from ce_fx.sizes import hint
 
@@ -52,12 +53,20 @@ class Operands:
         values: expressions of ATen nodes that have been lifted within the region.
         leaves: numbers of the leaves met so far, by ATen node; a node that is in neither becomes a new leaf.
         numbers: the source of fresh index numbers.
+        shared: ATen nodes that are read more than once: each reader gets their expression over indices of its own.
     """
 
-    def __init__(self, values: dict[Node, Expression], leaves: dict[Node, int], numbers: count[int]) -> None:
+    def __init__(
+        self,
+        values: dict[Node, Expression],
+        leaves: dict[Node | Derived, int],
+        numbers: count[int],
+        shared: Collection[Node] = (),
+    ) -> None:
         self._values = values
         self._leaves = leaves
         self._numbers = numbers
+        self._shared = shared
 
     def fresh(self, name: str, size: int) -> Index:
         """A new index whose printed letter resembles `name`."""
@@ -66,9 +75,32 @@ class Operands:
     def tensor(self, arg: Any) -> Expression:
         """The expression of a tensor operand. A leaf gets indices of its own each time it is asked for."""
         if arg in self._values:
-            return self._values[arg]
+            value = self._values[arg]
+            return self._renamed(value) if arg in self._shared else value
         number = self._leaves.setdefault(arg, len(self._leaves))
         return leaf_expression(number, self._leaf_axes(fake_of(arg)))
+
+    def derived(self, leaf: Derived, shape: Sequence[int]) -> Expression:
+        """The expression of a leaf that is computed from sources, which are ATen nodes outside the region.
+
+        Raises:
+            ValueError: a source is computed within the region.
+        """
+        for source in leaf.sources:
+            if source in self._values:
+                raise ValueError(f"{source} is computed within the region")
+            self._leaves.setdefault(source, len(self._leaves))
+        number = self._leaves.setdefault(leaf, len(self._leaves))
+        return leaf_expression(number, tuple(() if size == 1 else (self.fresh("i", size),) for size in shape))
+
+    def inside(self, arg: Any) -> bool:
+        """Whether an operand is computed within the region."""
+        return arg in self._values
+
+    def _renamed(self, value: Expression) -> Expression:
+        indices = frozenset(flat(value.axes)).union(*(term.indices for term in value.terms))
+        names = {i: (Index(self.fresh(i.name, i.size).name, i.size, i.symbol),) for i in sorted(indices)}
+        return substitute(value, names)
 
     def _leaf_axes(self, fake: torch.Tensor) -> Axes:
         names = _HINTS.get(fake.ndim, "")

@@ -1,52 +1,86 @@
-"""Emit a whole expression: each product by its plan, and their sum."""
+"""Emit a whole program: its steps in order, each product by its plan, and their sums."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from ce_fx.algebra import Axes, Expression, Term, flat
+from ce_fx.algebra import Expression
+from ce_fx.algebra.derived import Derived
+from ce_fx.algebra.program import Eye, Place, Program, Step
+from ce_fx.lower.derive import derive
 from ce_fx.lower.emit import emit
-from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.plan import Plan
 
 
-def networks(expression: Expression, operands: Sequence[Operand]) -> tuple[Network, ...]:
-    """The products of an expression.
+def candidate(
+    program: Program, plans: Sequence[Plan], leaves: Sequence[Tensor], derived: Sequence[Derived] = ()
+) -> GraphModule:
+    """A module that evaluates a program of its inputs, in torch functions only.
 
     Args:
-        expression: a sum of products.
-        operands: what is known of each leaf.
-    """
-    return tuple(
-        Network(
-            term, _own_axes(term, expression.axes) if n else expression.axes, [operands[f.leaf] for f in term.factors]
-        )
-        for n, term in enumerate(expression.terms)
-    )
-
-
-def candidate(plans: Sequence[Plan], leaves: int) -> GraphModule:
-    """A module that evaluates a sum of planned products of its inputs, in torch functions only.
-
-    Args:
-        plans: one for each product; the first has all output axes.
-        leaves: the number of inputs; factor `f` of a product is input `f.leaf`.
+        program: the steps; leaves that are derived are counted among its leaves.
+        plans: one for each product of each step, in order.
+        leaves: values of the inputs, real or fake, for dtype and device.
+        derived: leaves that are computed from the inputs.
     """
     graph = Graph()
-    inputs = [graph.placeholder(f"leaf_{n}") for n in range(leaves)]
-    total: Node | None = None
-    for plan in plans:
-        node = emit(plan, graph, [inputs[f.leaf] for f in plan.network.term.factors])
-        total = node if total is None else graph.call_function(torch.add, (total, node))
-    graph.output(total)
+    inputs = [graph.placeholder(f"leaf_{n}") for n in range(len(leaves))]
+    like = {"dtype": leaves[0].dtype, "device": leaves[0].device}
+    values = [*inputs, *(derive(graph, leaf, inputs, like) for leaf in derived)]
+    queue = iter(plans)
+    for step in program.steps:
+        values.append(_emit_step(step, graph, values, queue, like))
+    graph.output(values[-1])
+    graph.eliminate_dead_code()
     graph.lint()
     return GraphModule(torch.nn.Module(), graph)
 
 
-def _own_axes(term: Term, axes: Axes) -> Axes:
-    """The output axes without those that a term does not depend on: they broadcast when it is added."""
-    mine = term.indices
-    return tuple(axis if any(index in mine for index in flat((axis,))) else () for axis in axes)
+def _emit_step(step: Step, graph: Graph, values: Sequence[Node], plans: Iterator[Plan], like: dict[str, Any]) -> Node:
+    if isinstance(step, Eye):
+        return graph.call_function(torch.eye, (step.size,), like)
+    if isinstance(step, Place):
+        return _place(step, graph, values[step.leaf])
+    return _total(step, graph, values, plans, like)
+
+
+def _total(
+    expression: Expression, graph: Graph, values: Sequence[Node], plans: Iterator[Plan], like: dict[str, Any]
+) -> Node:
+    total: Node | None = None
+    constant = sum(term.coefficient for term in expression.terms if not term.factors)
+    for term in expression.terms:
+        if not term.factors:
+            continue
+        plan = next(plans)
+        node = emit(plan, graph, [values[f.leaf] for f in plan.network.term.factors])
+        total = node if total is None else graph.call_function(torch.add, (total, node))
+    if total is None:
+        return graph.call_function(torch.full, (list(expression.shape), constant), like)
+    return total if constant == 0 else graph.call_function(torch.add, (total, constant))
+
+
+def _place(step: Place, graph: Graph, leaf: Node) -> Node:
+    """A kernel among zeros: gaps of `step - 1` zeros after every entry, then zeros on both sides."""
+    node = graph.call_function(torch.reshape, (leaf, list(step.shape)))
+    sizes = list(step.shape)
+    for dim, (size, gap) in enumerate(zip(step.shape, step.steps, strict=True)):
+        if gap > 1 and size > 1:
+            wider = graph.call_function(torch.unsqueeze, (node, dim + 1))
+            pads = [0, 0] * (len(sizes) - dim - 1) + [0, gap - 1]
+            spread = graph.call_function(torch.nn.functional.pad, (wider, pads))
+            sizes[dim] = size * gap
+            merged = graph.call_function(torch.reshape, (spread, list(sizes)))
+            sizes[dim] = (size - 1) * gap + 1
+            node = graph.call_function(torch.narrow, (merged, dim, 0, sizes[dim]))
+    pads = []
+    for size, whole, offset in reversed(list(zip(sizes, step.sizes, step.offsets, strict=True))):
+        pads += [offset, whole - size - offset]
+    while pads and pads[-2:] == [0, 0]:
+        pads = pads[:-2]
+    return graph.call_function(torch.nn.functional.pad, (node, pads)) if pads else node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import prod
 
 import torch
@@ -11,22 +11,31 @@ from torch import Tensor
 from ce_fx.sizes import hint
 
 
-def random_like(fake: Tensor, generator: torch.Generator) -> Tensor:
+def random_like(fake: Tensor, generator: torch.Generator, positive: bool = False) -> Tensor:
     """A real tensor with the shape, strides, dtype and device of a fake one, filled from a normal distribution.
 
     Symbolic sizes are taken by their hint. The global random state is not touched.
+
+    Args:
+        fake: what to resemble.
+        generator: where numbers are from.
+        positive: take absolute values, for variances.
     """
     shape = [hint(s) for s in fake.shape]
     real = torch.empty_strided(shape, [hint(s) for s in fake.stride()], dtype=fake.dtype, device=fake.device)
     scale = max(1, prod(shape[1:])) ** -0.5 if len(shape) > 1 else 1.0
     values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * scale
     with torch.no_grad():
-        real.copy_(values.to(fake.dtype))
+        real.copy_((values.abs() if positive else values).to(fake.dtype))
     return real
 
 
 def mismatch(
-    written: Callable[..., Tensor], rewritten: Callable[..., Tensor], leaves: Sequence[Tensor], length: int
+    written: Callable[..., Tensor],
+    rewritten: Callable[..., Tensor],
+    leaves: Sequence[Tensor],
+    length: int,
+    positive: Collection[int] = (),
 ) -> str | None:
     """Compare two callables on the same random leaves.
 
@@ -39,12 +48,13 @@ def mismatch(
         rewritten: what is to replace them.
         leaves: fake (or real) tensors to take shapes, dtypes and devices from.
         length: how many multiply-adds an output element takes, for the rounding to expect.
+        positive: numbers of the leaves that are positive.
 
     Returns:
         None if they agree, else a sentence with both numbers.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    reals = [random_like(leaf, generator) for leaf in leaves]
+    reals = [random_like(leaf, generator, n in positive) for n, leaf in enumerate(leaves)]
     with torch.no_grad():
         expected, got = _in_double(written, reals), _in_double(rewritten, reals)
         if expected is None or got is None or expected.dtype != got.dtype:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TypeAlias
 
 from torch import Tensor
 from torch.fx import GraphModule
 
 from ce_fx.algebra import Expression
+from ce_fx.algebra.canonical import canonical
+from ce_fx.algebra.derived import Derived
+from ce_fx.algebra.program import Program
 from ce_fx.capture.reading import read
+from ce_fx.lower.derive import POSITIVE
 from ce_fx.lower.strides import order_of, same_strides, with_order
-from ce_fx.lower.sums import candidate, networks
+from ce_fx.lower.sums import candidate
 from ce_fx.lower.value import LoweringError
 from ce_fx.plan.candidates import make_plans
 from ce_fx.plan.costs import Mode
 from ce_fx.plan.network import Network, Operand
-from ce_fx.plan.plan import Plan
+from ce_fx.plan.ops import Op
+from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.planner import Objective, make_plan
+from ce_fx.plan.sums import Prices, build, networks, programs, with_steps
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.tune.cost import Cost, cost_of
 
 COUNT = 12
 """Plans that are lowered and priced."""
+
+_FORMS = 5
+"""Ways to factor a sum, of which plans are lowered and priced."""
 
 _PEAK = 4, 1 << 26  # a candidate may need this many times the memory of what is written, and 64 MB
 
@@ -33,8 +44,9 @@ class Problem:
 
     Attributes:
         expression: what is computed.
-        operands: what the planner knows of each leaf.
-        leaves: fake values of the leaves.
+        operands: what the planner knows of each leaf, the derived ones last.
+        leaves: fake values of the leaves that are given.
+        derived: the leaves that are computed from these.
         output: fake value of the result as written.
         written: the region's own nodes as a module of the leaves.
         cost: of the nodes as written.
@@ -47,6 +59,7 @@ class Problem:
     expression: Expression
     operands: tuple[Operand, ...]
     leaves: tuple[Tensor, ...]
+    derived: tuple[Derived, ...]
     output: Tensor
     written: GraphModule
     cost: Cost
@@ -60,17 +73,24 @@ class Problem:
         """Bytes of an element."""
         return self.leaves[0].element_size()
 
+    @property
+    def positive(self) -> frozenset[int]:
+        """Numbers of the leaves that are positive, as a variance is."""
+        return frozenset(n for leaf in self.derived if leaf.kind in POSITIVE for n in leaf.sources)
+
 
 @dataclass(frozen=True)
 class Candidate:
     """One way to evaluate a region.
 
     Attributes:
-        plans: one for each product of its expression.
+        program: its sum, factored or as it is.
+        plans: one for each product of each step.
         module: what would run.
         cost: of its ATen nodes, copies included.
     """
 
+    program: Program
     plans: tuple[Plan, ...]
     module: GraphModule
     cost: Cost
@@ -83,11 +103,10 @@ def candidates(problem: Problem) -> list[Candidate]:
         PlanError: no order keeps to the memory limit.
         LoweringError: none has an exact form in torch ops.
     """
-    plans = _plans(problem)
     found, error = [], None
-    for group in plans:
+    for program, plans in drafts(problem):
         try:
-            found.append(candidate_of(problem, group))
+            found.append(candidate_of(problem, program, plans))
         except LoweringError as reason:
             error = reason
     if not found and error is not None:
@@ -96,13 +115,13 @@ def candidates(problem: Problem) -> list[Candidate]:
     return sorted(affordable or found, key=lambda one: one.cost.of(problem.objective))
 
 
-def candidate_of(problem: Problem, plans: Sequence[Plan]) -> Candidate:
-    """Lower plans, with the strides that the result has as written.
+def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> Candidate:
+    """Lower a program and the plans of its products, with the strides that the result has as written.
 
     Raises:
         LoweringError: a step has no exact form, or the result would have another dtype or device.
     """
-    module = candidate(plans, len(problem.leaves))
+    module = candidate(program, plans, problem.leaves, problem.derived)
     reading = read(module, problem.leaves)
     output = module.graph.output_node()
     (last,) = output.all_input_nodes
@@ -118,20 +137,69 @@ def candidate_of(problem: Problem, plans: Sequence[Plan]) -> Candidate:
         module.recompile()
         reading = read(module, problem.leaves)
     nodes = [node for group in reading.ops.values() for node in group]
-    return Candidate(tuple(plans), module, cost_of(nodes, problem.model, problem.itemsize, problem.training))
+    return Candidate(program, tuple(plans), module, cost_of(nodes, problem.model, problem.itemsize, problem.training))
 
 
-def _plans(problem: Problem) -> list[tuple[Plan, ...]]:
-    """Groups of plans, one plan for each product; the product that takes longest varies, the others have their best."""
+Draft: TypeAlias = tuple[Program, tuple[Plan, ...]]
+
+
+def drafts(problem: Problem) -> list[Draft]:
+    """Programs with plans: the best of each program, and of the product that takes longest the others, too.
+
+    Raises:
+        PlanError: no order keeps to the memory limit.
+    """
     train = problem.training and any(operand.needs_grad for operand in problem.operands)
-    limit = None if problem.memory_limit is None else problem.memory_limit // problem.itemsize
     mode: Mode = "train" if train else "forward"
+    limit = None if problem.memory_limit is None else problem.memory_limit // problem.itemsize
+    known: dict[object, list[Plan]] = {}
 
-    def plans_of(network: Network) -> list[Plan]:
-        if problem.objective == "time":
-            return make_plans(network, count=COUNT, mode=mode, time_model=problem.model, memory_limit=limit)
-        return [make_plan(network, objective=problem.objective, mode=mode, memory_limit=limit)]
+    def plans_of(network: Network, count: int) -> list[Plan]:
+        key = (canonical(Expression(network.output, (network.term,))), network.operands, count)
+        if key not in known:
+            if problem.objective == "time":
+                known[key] = make_plans(network, count=count, mode=mode, time_model=problem.model, memory_limit=limit)
+            else:
+                known[key] = [make_plan(network, objective=problem.objective, mode=mode, memory_limit=limit)]
+        return [replace(plan, network=network) for plan in known[key]]
 
-    each = [plans_of(network) for network in networks(problem.expression, problem.operands)]
-    widest = max(range(len(each)), key=lambda n: (len(each[n]), each[n][0].cost))
-    return [tuple(plans[0] if n != widest else plan for n, plans in enumerate(each)) for plan in each[widest]]
+    forms = _forms(problem, lambda network: plans_of(network, 1)[0].cost)
+    found: list[Draft] = []
+    for program in forms:
+        operands = with_steps(program, problem.operands)
+        each = [network for step in program.expressions for network in networks(step, operands)]
+        best = [plans_of(network, 1)[0] for network in each]
+        if not each:
+            found.append((program, ()))
+            continue
+        widest = max(range(len(each)), key=lambda n: (each[n].n > 2, best[n].cost))
+        count = COUNT if program is forms[0] else max(2, COUNT // len(forms))
+        for plan in plans_of(each[widest], count):
+            found.append((program, tuple(plan if n == widest else one for n, one in enumerate(best))))
+    return found
+
+
+def _forms(problem: Problem, product: Callable[[Network], float]) -> list[Program]:
+    """The sum factored in different ways, the best by the objective first."""
+    expression, leaves = problem.expression, len(problem.operands)
+    if len(expression.terms) == 1:
+        alone = build(expression, (0,), leaves)
+        assert alone is not None
+        return [alone]
+
+    def price(network: Network) -> float:
+        try:
+            return product(network)
+        except PlanError:  # over the memory limit
+            return inf
+
+    def total(parts: int, elements: int, grad: bool) -> float:
+        if problem.objective == "flops":
+            return 0.0
+        if problem.objective == "memory":
+            return float(elements)
+        op = Op("add", 0, 1, 1, elements, 3 * elements) if parts > 1 else Op("copy", 0, 1, 1, elements, 2 * elements)
+        return problem.model.seconds([op] * max(1, parts - 1), 2 if grad and problem.training else 0)
+
+    prices = Prices(price, total, problem.objective == "memory" and not problem.training)
+    return programs(expression, problem.operands, prices, _FORMS)

@@ -181,7 +181,7 @@ def _other_forms(problem: Problem, one: Candidate) -> list[Candidate]:
         if plans == list(one.plans):
             continue
         try:
-            forms.append(candidate_of(problem, plans))
+            forms.append(candidate_of(problem, one.program, plans))
         except LoweringError as error:
             log.debug("a form of %s has no exact form in torch: %s", problem.expression, error)
     return forms
@@ -228,7 +228,8 @@ def _variants(problem: Problem, base: Candidate) -> Iterator[Candidate]:
             changes.append((seconds, number, replace(plan, ways={**plan.ways, subset: way})))
     for _, number, changed in sorted(changes, key=lambda change: change[:2]):
         try:
-            yield candidate_of(problem, [changed if n == number else plan for n, plan in enumerate(base.plans)])
+            plans = [changed if n == number else plan for n, plan in enumerate(base.plans)]
+            yield candidate_of(problem, base.program, plans)
         except LoweringError as error:
             log.debug("a way of %s has no exact form: %s", problem.expression, error)
 

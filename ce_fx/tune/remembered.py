@@ -11,18 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 from ce_fx.algebra.canonical import canonical
-from ce_fx.lower.sums import networks
+from ce_fx.algebra.program import Group, Program, Recipe
 from ce_fx.plan.costs import Mode
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.planner import plan_of
+from ce_fx.plan.sums import build, networks, with_steps
 from ce_fx.plan.tree import Tree, subset_of
 from ce_fx.tune import machine, store
-from ce_fx.tune.candidates import Problem, candidate_of
+from ce_fx.tune.candidates import Candidate, Problem, candidate_of
 from ce_fx.tune.choice import Choice
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of the planner and the lowering: raise it when a stored choice could be another one today."""
 
 counters: Counter[str] = Counter()
@@ -40,7 +41,7 @@ def recall(problem: Problem, key: str) -> Choice | None:
     if not data.get("measured") and data.get("rates") != rates_of(problem):
         return None  # a prediction by other constants
     try:
-        candidate = None if data["plans"] is None else candidate_of(problem, _plans(problem, data["plans"]))
+        candidate = None if data["plans"] is None else _candidate(problem, data["recipe"], data["plans"])
         choice = Choice(candidate, data["written"], data["seconds"], data["measured"], data["reason"])
     except (KeyError, IndexError, TypeError, ValueError) as error:  # a file that somebody edited
         log.warning("a stored choice does not fit and is made anew: %s: %s", type(error).__name__, error)
@@ -59,6 +60,7 @@ def remember(problem: Problem, key: str, choice: Choice) -> None:
         "choice",
         key,
         {
+            "recipe": None if choice.candidate is None else _written(choice.candidate.program.recipe),
             "plans": plans,
             "written": choice.written,
             "seconds": choice.seconds,
@@ -86,7 +88,7 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
     leaf = problem.leaves[0]
     leaves = [
         [list(map(str, leaf.shape)), list(map(str, leaf.stride())), str(leaf.dtype), leaf.requires_grad, op.constant]
-        for leaf, op in zip(problem.leaves, problem.operands, strict=True)
+        for leaf, op in zip(problem.leaves, problem.operands, strict=False)
     ]
     return json.dumps(
         {
@@ -94,6 +96,7 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
             "device": machine.facts(leaf.device, leaf.dtype),
             "canonical": repr(canonical(problem.expression)),
             "leaves": leaves,
+            "derived": [repr(leaf) for leaf in problem.derived],
             "written": list(written),
             "training": problem.training,
             "objective": problem.objective,
@@ -110,15 +113,24 @@ def _entry(plan: Plan) -> dict[str, Any]:
     return {"tree": plan.tree, "ways": ways, "channels_last": plan.channels_last, "method": plan.method}
 
 
-def _plans(problem: Problem, entries: Sequence[dict[str, Any]]) -> list[Plan]:
-    """The plans of a file.
+def _candidate(problem: Problem, recipe: Any, entries: Sequence[dict[str, Any]]) -> Candidate:
+    """The candidate of a file.
 
     Raises:
-        ValueError: they are of another expression.
+        ValueError: it is of another expression.
     """
+    program = build(problem.expression, _recipe(recipe), len(problem.operands))
+    if program is None:
+        raise ValueError("the sum cannot be factored so")
+    return candidate_of(problem, program, _plans(problem, program, entries))
+
+
+def _plans(problem: Problem, program: Program, entries: Sequence[dict[str, Any]]) -> list[Plan]:
     mode: Mode = "train" if problem.training and any(operand.needs_grad for operand in problem.operands) else "forward"
+    operands = with_steps(program, problem.operands)
+    products = [network for step in program.expressions for network in networks(step, operands)]
     plans = []
-    for network, entry in zip(networks(problem.expression, problem.operands), entries, strict=True):
+    for network, entry in zip(products, entries, strict=True):
         tree = _tree(entry["tree"])
         if subset_of(tree) != network.everything:
             raise ValueError(f"the tree {tree} is not of {network.n} operands")
@@ -126,6 +138,30 @@ def _plans(problem: Problem, entries: Sequence[dict[str, Any]]) -> list[Plan]:
         plan = plan_of(network, tree, entry["method"], problem.objective, mode, problem.model, ways)
         plans.append(replace(plan, channels_last=bool(entry["channels_last"])))
     return plans
+
+
+def _written(recipe: Recipe) -> list[Any]:
+    """A recipe as JSON: a number stays one, a group becomes a list of three."""
+    return [
+        part if isinstance(part, int) else [list(part.core), list(part.members), _written(part.inner)]
+        for part in recipe
+    ]
+
+
+def _recipe(nested: Any) -> Recipe:
+    """A recipe from JSON.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    parts: list[int | Group] = []
+    for part in nested:
+        if isinstance(part, int):
+            parts.append(part)
+        else:
+            core, members, inner = part
+            parts.append(Group(tuple(core), tuple(members), _recipe(inner)))
+    return tuple(parts)
 
 
 def _tree(nested: Any) -> Tree:

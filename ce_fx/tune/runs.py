@@ -38,7 +38,10 @@ def random_leaves(problem: Problem) -> list[Tensor]:
     They need a gradient where the true ones do, recorded or not: torch chooses kernels by it.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    return [random_like(fake, generator).requires_grad_(fake.requires_grad) for fake in problem.leaves]
+    return [
+        random_like(fake, generator, n in problem.positive).requires_grad_(fake.requires_grad)
+        for n, fake in enumerate(problem.leaves)
+    ]
 
 
 def run_of(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:

@@ -110,7 +110,7 @@ def test_candidates_that_are_alike_leave_room_for_others():
     """Six of equal price before another idea, which comes second; alike ones fill what is left."""
 
     def one(seconds):
-        return Candidate((), None, Cost(0, 0, seconds))
+        return Candidate(None, (), None, Cost(0, 0, seconds))
 
     found = [*(one(1.0) for _ in range(6)), one(1.01), one(1.0104), one(3.0)]
     assert [c.cost.seconds for c in choice.different(found, 3)] == [1.0, 1.01, 3.0]

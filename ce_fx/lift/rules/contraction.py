@@ -44,18 +44,6 @@ def linear(node: Node, operands: Operands) -> Expression | Refusal:
     return add_bias(product, len(lead), operands.tensor(bias[0]), operands.fresh)
 
 
-@lifts(aten.addmm.default)
-def addmm(node: Node, operands: Operands) -> Expression | Refusal:
-    """`bias + x @ y` with a 1-d bias and no scaling."""
-    bias, x, y = node.args
-    if node.kwargs or fake_of(bias).ndim != 1 or fake_of(bias).shape != fake_of(node).shape[1:]:
-        return Refusal("addmm with scaling or with a bias that is not a vector of its columns")
-    product = contract((operands.tensor(x), operands.tensor(y)), (["i", "k"], ["k", "j"]), ["i", "j"], operands.fresh)
-    if isinstance(product, Refusal):
-        return product
-    return add_bias(product, 1, operands.tensor(bias), operands.fresh)
-
-
 @lifts(aten.einsum.default)
 def einsum(node: Node, operands: Operands) -> Expression | Refusal:
     """einsum, of any number of operands, with ellipsis, diagonals, sums and implicit output."""

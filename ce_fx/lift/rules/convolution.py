@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ce_fx.algebra import Expression, Tap, Window, compose
-from ce_fx.lift.products import Builder, Refused, add_bias, lone_index
+from ce_fx.algebra import Expression, Index, Tap, Term, Window, compose
+from ce_fx.lift.products import Builder, Refused, add_bias, holders, lone_index
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands, fake_of, lifts
 from ce_fx.sizes import hint
@@ -86,48 +86,64 @@ def _product(x: Expression, weight: Expression, batch: int, geometry: _Geometry,
     ins, outs = (1, 2) if geometry.transposed else (2, 1)
     builder.join((0, batch), (1, 0))
     builder.join((0, batch + 1), (1, ins))
-    spatial, windows = [], []
-    for place in range(len(geometry.stride)):
-        feature, kernel = (0, batch + 2 + place), (1, 3 + place)
-        window = _window(builder, feature, kernel, geometry, place, operands)
-        windows.extend([window] if window else [])
-        spatial.append((window.out,) if window else builder.axis(*feature))
+    spatial = [
+        _slide(builder, (0, batch + 2 + place), (1, 3 + place), geometry, place, operands)
+        for place in range(len(geometry.stride))
+    ]
     leading = tuple(builder.axis(0, dim) for dim in range(batch))
-    out_channels = builder.axis(1, 0) + builder.axis(1, outs)
-    return builder.product((*leading, out_channels, *spatial), tuple(windows))
+    return builder.product((*leading, builder.axis(1, 0) + builder.axis(1, outs), *spatial))
 
 
-def _window(
+def _slide(
     builder: Builder, feature: tuple[int, int], kernel: tuple[int, int], geometry: _Geometry, n: int, operands: Operands
-) -> Window | None:
-    """The window of one spatial axis, composed with the one that gives its features; None if it only copies."""
+) -> tuple[Index, ...]:
+    """Put the window of one spatial axis into the terms of the features; the axis of its positions.
+
+    A kernel that is one wide and only copies needs no window.
+    """
     taps_size, features_size = _size(builder, *kernel), _size(builder, *feature)
     stride, pad, out = geometry.stride[n], geometry.pad[n], geometry.out[n]
     if taps_size == 1 and stride == 1 and pad == 0 and (out == features_size or not _static(builder, feature)):
-        return None
+        return builder.axis(*feature)
     index = lone_index(builder, *feature, "h")
     tap = lone_index(builder, *kernel, "k")
-    if any(w.out == tap for w in builder.expressions[1].terms[0].windows):
+    if any(w.out == tap for term in builder.expressions[1].terms for w in term.windows):
         raise Refused("the kernel is itself the result of a convolution")
-    window = Window(
-        index,
-        operands.fresh(index.name, out),
-        (Tap(tap, geometry.dilation[n]),),
-        stride,
-        pad,
-        transposed=geometry.transposed,
-    )
+    if any(holders(term, tap) != 1 for term in builder.expressions[1].terms):
+        raise Refused("several factors of a kernel share an axis of its positions, or none has it")
+    positions = operands.fresh(index.name, out)
+    taps = (Tap(tap, geometry.dilation[n]),)
+    window = Window(index, positions, taps, stride, pad, transposed=geometry.transposed)
     expression = builder.expressions[0]
-    term = expression.terms[0]
-    inner = next((w for w in term.windows if w.out == index), None)
-    if inner is None:
-        return window
-    composed = compose(inner, window)
-    if isinstance(composed, str):
-        raise Refused(composed)
-    rest = tuple(w for w in term.windows if w is not inner)
-    builder.expressions[0] = replace(expression, terms=(replace(term, windows=rest),))
-    return composed
+    terms = tuple(_slid(term, window) for term in expression.terms)
+    dim = feature[1]
+    axes = (*expression.axes[:dim], (positions,), *expression.axes[dim + 1 :])
+    builder.expressions[0] = Expression(axes, terms)
+    return (positions,)
+
+
+def _slid(term: Term, window: Window) -> Term:
+    """A term of the features with a window on one of its axes, composed with the one that gives the axis."""
+    inner = next((w for w in term.windows if w.out == window.features), None)
+    if inner is not None:
+        composed = compose(inner, window)
+        if isinstance(composed, str):
+            raise Refused(composed)
+        return replace(term, windows=(*(w for w in term.windows if w is not inner), composed))
+    held = holders(term, window.features)
+    if held == 1:
+        return replace(term, windows=(*term.windows, window))
+    if held:
+        raise Refused("a convolution slides over an axis that several factors share")
+    if not _reads_inside(window):
+        raise Refused("a constant before a padded convolution: the padding is zero and not that constant")
+    return term  # the same at every position: the kernel is summed
+
+
+def _reads_inside(window: Window) -> bool:
+    """Whether no output reads padding, so that a constant stays one."""
+    last = window.stride * (window.out.size - 1) + window.reach - window.pad
+    return window.circular or (not window.transposed and window.pad <= 0 and last < window.features.size)
 
 
 def _size(builder: Builder, operand: int, dim: int) -> int:

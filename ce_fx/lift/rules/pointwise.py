@@ -16,7 +16,14 @@ from ce_fx.lift.registry import Operands, fake_of, lifts
 aten = torch.ops.aten
 
 
-@lifts(aten.mul.Tensor, aten.mul.Scalar, aten.multiply.Tensor, aten.multiply.Scalar)
+@lifts(
+    aten.mul.Tensor,
+    aten.mul.Scalar,
+    aten.multiply.Tensor,
+    aten.multiply.Scalar,
+    aten.mul_.Tensor,
+    aten.mul_.Scalar,
+)
 def mul(node: Node, operands: Operands) -> Expression | Refusal:
     """A number scales; a tensor multiplies position by position, its axes of size 1 broadcast."""
     x, y = node.args[:2]
@@ -31,7 +38,14 @@ def mul(node: Node, operands: Operands) -> Expression | Refusal:
     return contract(both, (range(n - a, n), range(n - b, n)), range(n), operands.fresh)
 
 
-@lifts(aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor, aten.true_divide.Scalar)
+@lifts(
+    aten.div.Tensor,
+    aten.div.Scalar,
+    aten.true_divide.Tensor,
+    aten.true_divide.Scalar,
+    aten.div_.Tensor,
+    aten.div_.Scalar,
+)
 def div(node: Node, operands: Operands) -> Expression | Refusal:
     """Division by a number other than 0."""
     x, y = node.args[:2]
@@ -40,7 +54,7 @@ def div(node: Node, operands: Operands) -> Expression | Refusal:
     return _scaled(node, x, 1 / y, operands)
 
 
-@lifts(aten.neg.default, aten.negative.default)
+@lifts(aten.neg.default, aten.negative.default, aten.neg_.default)
 def neg(node: Node, operands: Operands) -> Expression | Refusal:
     """-x is x with the opposite coefficient."""
     return scale(operands.tensor(node.args[0]), -1)

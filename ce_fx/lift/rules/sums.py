@@ -1,0 +1,129 @@
+"""Sums: of tensors, of a tensor and a number, of a tensor and a product, and over axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from numbers import Number
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ce_fx.algebra import Expression, Term, scale
+from ce_fx.lift.products import add, contract
+from ce_fx.lift.refusal import Refusal
+from ce_fx.lift.registry import Operands, fake_of, lifts
+
+aten = torch.ops.aten
+
+
+@lifts(aten.add.Tensor, aten.add.Scalar, aten.add_.Tensor, aten.add_.Scalar)
+def plus(node: Node, operands: Operands) -> Expression | Refusal:
+    """`x + alpha * y`, with broadcasting; either may be a number."""
+    return _sum(node, node.args[0], node.args[1], 1, operands)
+
+
+@lifts(aten.sub.Tensor, aten.sub.Scalar, aten.sub_.Tensor, aten.sub_.Scalar)
+def minus(node: Node, operands: Operands) -> Expression | Refusal:
+    """`x - alpha * y`."""
+    return _sum(node, node.args[0], node.args[1], -1, operands)
+
+
+@lifts(aten.rsub.Tensor, aten.rsub.Scalar)
+def reversed_minus(node: Node, operands: Operands) -> Expression | Refusal:
+    """`y - alpha * x`."""
+    return _sum(node, node.args[1], node.args[0], -1, operands)
+
+
+@lifts(aten.addmm.default, aten.baddbmm.default)
+def addmm(node: Node, operands: Operands) -> Expression | Refusal:
+    """`beta * z + alpha * x @ y`, with or without a batch."""
+    z, x, y = node.args
+    batch = ["b"] * (fake_of(node).ndim - 2)
+    product = contract(
+        (operands.tensor(x), operands.tensor(y)),
+        ([*batch, "i", "k"], [*batch, "k", "j"]),
+        [*batch, "i", "j"],
+        operands.fresh,
+    )
+    beta, alpha = _number(node, "beta"), _number(node, "alpha")
+    if isinstance(product, Refusal) or beta is None or alpha is None:
+        return product if isinstance(product, Refusal) else Refusal("scaled by what is no number in the graph")
+    product = scale(product, alpha)
+    return product if beta == 0 else add(scale(operands.tensor(z), beta), product, operands.fresh)
+
+
+@lifts(aten.addcmul.default)
+def addcmul(node: Node, operands: Operands) -> Expression | Refusal:
+    """`z + value * x * y`."""
+    z, x, y = node.args
+    a, b = fake_of(x).ndim, fake_of(y).ndim
+    n = max(a, b)
+    product = contract(
+        (operands.tensor(x), operands.tensor(y)), (range(n - a, n), range(n - b, n)), range(n), operands.fresh
+    )
+    value = _number(node, "value")
+    if isinstance(product, Refusal) or value is None:
+        return product if isinstance(product, Refusal) else Refusal("scaled by what is no number in the graph")
+    return add(operands.tensor(z), scale(product, value), operands.fresh)
+
+
+@lifts(aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim)
+def over_axes(node: Node, operands: Operands) -> Expression | Refusal:
+    """Some axes are summed, or averaged: the sum by its number of elements."""
+    x = node.args[0]
+    source = fake_of(x)
+    if fake_of(node).dtype != source.dtype:
+        return Refusal(f"a sum from {source.dtype} to {fake_of(node).dtype}")
+    dims, keep = _dims(node, source.ndim)
+    axes = list(range(source.ndim))
+    result = contract((operands.tensor(x),), (axes,), [a for a in axes if a not in dims], operands.fresh)
+    if isinstance(result, Refusal):
+        return result
+    if node.target in (aten.mean.default, aten.mean.dim):
+        sizes = [source.shape[dim] for dim in dims]
+        if not all(isinstance(size, int) for size in sizes):
+            return Refusal("a mean over a symbolic size")
+        result = scale(result, 1 / prod(sizes))
+    if keep:
+        rest = iter(result.axes)
+        result = Expression(tuple(() if a in dims else next(rest) for a in axes), result.terms)
+    return result
+
+
+def _dims(node: Node, ndim: int) -> tuple[list[int], bool]:
+    """The axes that a reduction is over, and whether they stay with size 1."""
+    given: Any = node.args[1] if len(node.args) > 1 else None
+    keep = bool(node.args[2]) if len(node.args) > 2 else False
+    if given is None or (isinstance(given, Sequence) and not given):
+        return list(range(ndim)), keep
+    return [int(dim) % ndim for dim in given], keep
+
+
+def _sum(node: Node, x: Any, y: Any, sign: int, operands: Operands) -> Expression | Refusal:
+    """The first argument as it is and the second times alpha and a sign, whichever way round they are added."""
+    alpha = node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1)
+    if not _is_number(alpha):
+        return Refusal("scaled by what is no number in the graph")
+    parts = []
+    for arg, factor in ((x, 1), (y, sign * alpha)):  # type: ignore[operator]
+        if isinstance(arg, Node):
+            if fake_of(arg).dtype != fake_of(node).dtype:
+                return Refusal(f"a sum promotes {fake_of(arg).dtype} to {fake_of(node).dtype}")
+            parts.append(scale(operands.tensor(arg), factor))  # type: ignore[arg-type]
+        elif not _is_number(arg):
+            return Refusal("a sum with what is no number in the graph")
+        elif arg != 0:
+            parts.append(Expression((), (Term((), (), arg * factor),)))
+    return parts[0] if len(parts) == 1 else add(parts[0], parts[1], operands.fresh)
+
+
+def _number(node: Node, name: str) -> Any:
+    """A keyword argument with the default 1; None where it is no number in the graph."""
+    value = node.kwargs.get(name, 1)
+    return value if _is_number(value) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Number) and not isinstance(value, bool) and abs(value) < float("inf")  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""Sums: of products, with numbers, in place, over axes, and products of sums."""
+
+import operator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.lift.helpers import assert_lifts, rand, refusal, regions_of
+
+
+@pytest.mark.parametrize(
+    ("function", "terms"),
+    [
+        (lambda x, y: x + y, 2),
+        (lambda x, y: x - 2 * y, 2),
+        (lambda x, y: torch.sub(x, y, alpha=3), 2),
+        (lambda x, y: torch.rsub(x, y, alpha=3), 2),
+        (lambda x, y: 1 - (x + y), 3),
+        (lambda x, y: (x + y) * (x - y), 2),
+        (lambda x, y: sum([x, y, x * 0.5]), 2),
+        (lambda x, y: torch.addcmul(x, x, y, value=2), 2),
+        (lambda x, y: (x * y).add_(y), 2),
+        (lambda x, y: operator.iadd(x * y, y), 2),
+        (lambda x, y: (x * y).view(3, 2, 2).add_(1).mul_(2), 2),
+        (lambda x, y: (x + y).sum(1, keepdim=True) + x, 3),
+        (lambda x, y: (x * 1).expand(2, 3, 4).sum(0).mean() * y, 1),
+        (lambda x, y: (x + 2).sum(dim=[0, 1]), 2),
+    ],
+)
+def test_sums(function, terms):
+    x, y = rand(3, 4), rand(3, 4)
+    assert_lifts(function, x, y, terms=terms)
+
+
+def test_a_sum_that_cancels_is_left_out():
+    region = assert_lifts(lambda w, a, b: w + b @ a - w, rand(3, 4), rand(2, 4), rand(3, 2), terms=1)
+    assert {str(region.leaves[f.leaf]) for f in region.expression.terms[0].factors} == {"a", "b"}
+
+
+def test_a_product_of_sums_is_distributed():
+    assert_lifts(lambda x, a, b: (x @ a + 1) @ (b + b.t()), rand(3, 4), rand(4, 5), rand(5, 5), terms=4)
+
+
+def test_sums_broadcast():
+    assert_lifts(lambda x, y: x + y, rand(3, 4), rand(1, 4), terms=2)
+    assert_lifts(lambda x, y: x + y, rand(2, 1, 4), rand(3, 1), terms=2)
+
+
+def test_addmm_scales_both_parts():
+    z, x, y = rand(4), rand(3, 5), rand(5, 4)
+    assert_lifts(lambda z, x, y: torch.addmm(z, x, y, beta=0.5, alpha=2), z, x, y, terms=2)
+    assert_lifts(lambda z, x, y: torch.baddbmm(z, x, y, beta=0), rand(2, 3, 4), rand(2, 3, 5), rand(2, 5, 4), terms=1)
+
+
+def test_a_convolution_of_a_sum():
+    x, a, b, w = rand(2, 3, 6, 6), rand(4, 3, 1, 1), rand(4), rand(5, 4, 3, 3)
+    assert_lifts(lambda x, a, b, w: F.conv2d(F.conv2d(x, a, b), w + w * 2), x, a, b, w, terms=2)
+
+
+def test_a_bias_before_a_padded_convolution_is_refused():
+    x, a, b, w = rand(2, 3, 6, 6), rand(4, 3, 1, 1), rand(4), rand(5, 4, 3, 3)
+    reason = refusal(lambda x, a, b, w: F.conv2d(F.conv2d(x, a, b), w, padding=1), x, a, b, w)
+    assert reason == "a constant before a padded convolution: the padding is zero and not that constant"
+
+
+def test_a_value_that_is_read_twice_inside_is_one_region():
+    def lora(x, w, a, b):
+        y = x @ w
+        return y @ a @ b + y
+
+    assert_lifts(lora, rand(3, 4), rand(4, 5), rand(5, 2), rand(2, 5), terms=2)
+
+
+def test_a_value_that_is_read_outside_too_is_a_leaf():
+    def function(x, w, a):
+        y = x @ w
+        return (y @ a + y).relu() + y.relu()
+
+    found, _ = regions_of(function, rand(3, 4), rand(4, 5), rand(5, 5))
+    assert [len(region.expression.terms) for region in found.regions] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: x.add_(y),
+        lambda x, y: x.view(12).add_(1),
+        lambda x, y: x.t().mul_(2),
+    ],
+)
+def test_a_write_to_what_others_see_is_refused(function):
+    assert "read elsewhere" in refusal(function, rand(3, 4), rand(3, 4))
+
+
+def test_a_write_to_a_value_with_another_view_is_refused():
+    def function(x, y):
+        z = x * y
+        v = z.view(12)
+        z.add_(1)
+        return v @ v
+
+    found, _ = regions_of(function, rand(3, 4), rand(3, 4))
+    assert any("read elsewhere" in r.reason for r in found.refusals.values())
