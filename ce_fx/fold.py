@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter, is_
-from threading import Lock
+from threading import RLock
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -192,7 +192,7 @@ def notes_of(runs: Iterable[Running]) -> list[str]:
     runs = list(runs)
     folds = [run.fold for run in runs if run.fold is not None]
     if folds:
-        count, memory = sum(fold.count for fold in folds), si(sum(fold.bytes for fold in folds), 2)
+        count, memory = sum(fold.count for fold in folds), si(sum(fold.bytes for fold in folds), 3)
         one = count == 1
         values = f"{count} weight-only value{'' if one else 's'} ({memory}B)"
         return [f"fold: {values} {'is' if one else 'are'} computed once and kept"]
@@ -224,7 +224,7 @@ def seen(tensors: Sequence[Tensor]) -> list[Any] | None:
 
 _HOLDING: WeakSet[Fold] = WeakSet()
 """The folds that hold values."""
-_LOCK = Lock()
+_LOCK = RLock()
 _HOOKS: list[Any] = []
 
 
