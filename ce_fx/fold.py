@@ -253,9 +253,10 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 def facts_of(gm: GraphModule, example_inputs: Sequence[Any], reading: Reading) -> Facts:
     """What `hoist` has to know about a graph."""
-    memory = {storage for _, storage in reading.mutations}
+    memory = {storage for _, storage in reading.mutations if storage is not None}
     writing = {node for node, _ in reading.mutations}
-    touched = {node for node, fake in reading.fakes.items() if reading.storage(fake) in memory - {None}}
+    tensors = ((node, fake) for node, fake in reading.fakes.items() if isinstance(fake, Tensor))
+    touched = {node for node, t in tensors if t.layout is torch.strided and reading.storage(t) in memory}
     # A module that is called by name may change its mode unseen; Dynamo has none.
     opaque = {*reading.failures, *gm.graph.find_nodes(op="call_module")}
     leaves = {

@@ -135,12 +135,14 @@ def refresh(fast: torch.nn.Module) -> None:
 class View:
     """What a view adds to its model's class: how it prints, and that copies are captured anew."""
 
-    def train(self, mode: bool = True) -> Any:
-        """As the model's own; weights may have changed by the time that a mode comes back (see `fold`)."""
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's own, whatever that takes; when the mode flips, weights are taken to change (see `fold`)."""
+        before = self.__dict__.get("training")
+        result = super().train(*args, **kwargs)  # type: ignore[misc]
         session = self.__dict__.get(_SESSION)
-        if session is not None and mode != self.__dict__.get("training"):
+        if session is not None and before != self.__dict__.get("training"):
             session.drop()
-        return super().train(mode)  # type: ignore[misc]
+        return result
 
     def __repr__(self) -> str:
         session = self.__dict__.get(_SESSION)

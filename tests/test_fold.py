@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import threading
 import weakref
 
@@ -111,9 +112,11 @@ def test_computed_once_over_many_calls(make, inner, x, made):
         same(fast, net, x)
     assert len(made) == 1
     (note,) = [note for note in ce_fx.report(fast).notes if note.startswith("fold")]
-    assert note.startswith("fold: 1 weight-only value (") and note.endswith("B) is computed once and kept")
+    assert re.fullmatch(
+        r"fold: (1 weight-only value|\d weight-only values) \(.*B\) (is|are) computed once and kept", note
+    )
     (gm,) = ce_fx.graph_modules(fast)
-    assert len(gm.graph.find_nodes(op="placeholder")[-1].name.split("folded_")) == 2
+    assert gm.graph.find_nodes(op="placeholder")[-1].name.startswith("folded_")
     assert list(fast.state_dict()) == list(net.state_dict()) == keys
     assert len(list(fast.parameters())) == len(list(net.parameters())) and not list(fast.buffers())[1:]
     net.load_state_dict({key: value * 1.5 for key, value in net.state_dict().items()})

@@ -90,8 +90,9 @@ def hoist(gm: GraphModule, facts: Facts) -> Hoisted | None:
     values = _frontier(gm.graph, fixed, facts)
     if not values:
         return None
-    weights_graph, sources = _weights_graph(gm.graph, values)
-    rest = _rest_graph(gm.graph, values, fixed, facts)
+    needed = _ancestors(values)
+    weights_graph, sources = _weights_graph(gm.graph, values, needed)
+    rest = _rest_graph(gm.graph, values, needed, facts)
     fakes = tuple(facts.fakes[node] for node in values)
     memory = {_storage(fake): _bytes(fake) for fake in fakes}  # some are views of one tensor
     return Hoisted(GraphModule(gm, weights_graph), GraphModule(gm, rest), sources, fakes, sum(memory.values()))
@@ -110,7 +111,7 @@ def weight_only(graph: Graph, facts: Facts) -> dict[Node, int]:
         if node in facts.written:
             continue
         if node.op in ("placeholder", "get_attr"):
-            if node in facts.weights and isinstance(facts.fakes.get(node), Tensor):
+            if node in facts.weights and _storage(facts.fakes.get(node)) is not None:
                 fixed[node] = _elements(facts.fakes[node])
         elif all(n in fixed for n in node.all_input_nodes) and _repeatable(node, facts):
             own = _own_weights(node) if node.op == "call_module" else []
@@ -138,7 +139,7 @@ def _is_repeatable(op: Any) -> bool:
 
 def _of_torch(target: Any) -> bool:
     module = getattr(target, "__module__", None) or "torch"
-    return module.partition(".")[0] in ("torch", "_operator", "builtins", "math")
+    return target is getattr or module.partition(".")[0] in ("torch", "_operator", "math")
 
 
 def _changes_state(node: Node) -> bool:
@@ -201,16 +202,20 @@ def _is_product(node: Node, facts: Facts) -> bool:
     return any(getattr(op.target, "_opname", None) in _PRODUCTS for op in facts.ops.get(node, ()))
 
 
-def _weights_graph(graph: Graph, values: Iterable[Node]) -> tuple[Graph, tuple[Source, ...]]:
-    """The values as a function of the weights that they need."""
-    values = tuple(values)
-    needed: set[Node] = set()
+def _ancestors(values: Iterable[Node]) -> set[Node]:
+    """Some nodes and all that they are made from."""
+    found: set[Node] = set()
     waiting = list(values)
     while waiting:
         node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
+        if node not in found:
+            found.add(node)
             waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _weights_graph(graph: Graph, values: Iterable[Node], needed: Collection[Node]) -> tuple[Graph, tuple[Source, ...]]:
+    """The values as a function of the weights that they need."""
     positions = {node: n for n, node in enumerate(graph.find_nodes(op="placeholder"))}
     attributes = [node for node in graph.nodes if node.op == "get_attr"]
     new = Graph()
@@ -229,7 +234,7 @@ def _weights_graph(graph: Graph, values: Iterable[Node]) -> tuple[Graph, tuple[S
     return new, tuple(inputs)
 
 
-def _rest_graph(graph: Graph, values: Collection[Node], fixed: Mapping[Node, int], facts: Facts) -> Graph:
+def _rest_graph(graph: Graph, values: Collection[Node], needed: Collection[Node], facts: Facts) -> Graph:
     """The graph with placeholders in place of the values, without the steps that only they needed."""
     new = Graph()
     copies: dict[Node, Node] = {}
@@ -243,8 +248,8 @@ def _rest_graph(graph: Graph, values: Collection[Node], fixed: Mapping[Node, int
             setattr(copies[node], _SOURCE, getattr(node, _SOURCE))
     handed_out = {_storage(facts.fakes.get(n)) for end in graph.find_nodes(op="output") for n in end.all_input_nodes}
     _give(new, [(copies[node], facts.fakes[node], _storage(facts.fakes[node]) in handed_out) for node in values])
-    for node in reversed([*fixed]):
-        if node.op != "placeholder" and not copies[node].users:
+    for node in reversed(graph.nodes):
+        if node in needed and node.op != "placeholder" and not copies[node].users:
             new.erase_node(copies[node])
     new.lint()
     return new
@@ -272,7 +277,8 @@ def _give(graph: Graph, values: Iterable[tuple[Node, Any, bool]]) -> None:
 
 
 def _storage(fake: Any) -> object:
-    return fake.untyped_storage()._cdata if isinstance(fake, Tensor) else None
+    strided = isinstance(fake, Tensor) and fake.layout is torch.strided
+    return fake.untyped_storage()._cdata if strided else None
 
 
 def _elements(fake: Tensor) -> int:

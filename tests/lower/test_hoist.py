@@ -217,3 +217,25 @@ def test_an_exported_graph():
     assert both.sources == ("a", "b", "k")
     (out,) = both.rest_gm(X, *both.weights_gm(A, B, K))
     torch.testing.assert_close(out, gm(X))
+
+
+def test_what_is_printed_is_printed_in_every_call(capsys):
+    gm = symbolic_trace(lambda x, a: x @ a.exp())
+    with gm.graph.inserting_after(next(n for n in gm.graph.nodes if n.name == "exp")):
+        gm.graph.call_function(print, (next(n for n in gm.graph.nodes if n.name == "a"),))
+    gm.recompile()
+    inputs = (torch.randn(4, 8), SQUARE)
+    both = hoist(gm, facts_of(gm, inputs, read(gm, inputs)))
+    capsys.readouterr()
+    both.rest_gm(*inputs, *both.weights_gm(SQUARE))
+    assert capsys.readouterr().out.startswith("Parameter")
+
+
+def test_a_sparse_weight_stays():
+    sparse = nn.Parameter(torch.eye(8).to_sparse())
+    gm = symbolic_trace(lambda x, a, s: x @ a.exp() + torch.sparse.mm(s, x.t()).t())
+    inputs = (torch.randn(4, 8), SQUARE, sparse)
+    with torch.no_grad():
+        both = hoist(gm, facts_of(gm, inputs, read(gm, inputs)))
+        torch.testing.assert_close(both.rest_gm(*inputs, *both.weights_gm(SQUARE)), gm(*inputs))
+    assert both.sources == (1,)
