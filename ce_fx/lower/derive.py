@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Graph, Node
+from torch.nn import functional
 
 from ce_fx.algebra.derived import Derived
 
@@ -29,7 +30,57 @@ def _ones(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Ma
     return graph.call_function(torch.ones, (list(params),), dict(like))
 
 
-KINDS: dict[str, Maker] = {"rsqrt": _rsqrt, "ones": _ones}
+def _full(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
+    """A constant kernel: `params` are its size and its value."""
+    size, value = params
+    return graph.call_function(torch.full, ([size], value), dict(like))
+
+
+def _resize(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
+    """The matrix [in, out] of a resize along one axis: the resized identity.
+
+    Its rows are channels, with as many axes as the op had, of one position each: torch's kernels for one and for two
+    axes do not always read the same neighbour.
+    """
+    mode, axes, size, out, align, factor = params
+    ones = [1] * (axes - 1)
+    kwargs: dict[str, Any] = {"size": [*ones, out]} if factor is None else {"scale_factor": [*map(float, ones), factor]}
+    kwargs |= {"mode": mode} if align is None else {"mode": mode, "align_corners": align}
+    units = _identity(graph, [1, size, *ones, size], like)
+    return _matrix(graph, graph.call_function(functional.interpolate, (units,), kwargs), (size, out))
+
+
+def _adaptive_avg_pool(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
+    """The matrix [in, out] of an adaptive average pool along one axis."""
+    size, out = params
+    pooled = graph.call_function(functional.adaptive_avg_pool1d, (_identity(graph, [1, size, size], like), out))
+    return _matrix(graph, pooled, (size, out))
+
+
+def _avg_pool(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
+    """The matrix [in, out] of an average pool along one axis."""
+    size, *rest = params
+    pooled = graph.call_function(functional.avg_pool1d, (_identity(graph, [1, size, size], like), *rest))
+    return _matrix(graph, pooled, (size, -1))
+
+
+def _identity(graph: Graph, shape: Sequence[int], like: Mapping[str, Any]) -> Node:
+    eye = graph.call_function(torch.eye, (shape[-1],), dict(like))
+    return graph.call_function(torch.reshape, (eye, list(shape)))
+
+
+def _matrix(graph: Graph, node: Node, shape: Sequence[int]) -> Node:
+    return graph.call_function(torch.reshape, (node, list(shape)))
+
+
+KINDS: dict[str, Maker] = {
+    "rsqrt": _rsqrt,
+    "ones": _ones,
+    "full": _full,
+    "resize": _resize,
+    "adaptive_avg_pool": _adaptive_avg_pool,
+    "avg_pool": _avg_pool,
+}
 
 POSITIVE = {"rsqrt"}
 """Kinds whose sources must be positive."""
