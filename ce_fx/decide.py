@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -71,6 +71,7 @@ class Context:
         constant: own nodes that depend on weights only.
         model: gives the time model of a device and dtype; with True it may be calibrated now.
         training: gradients are recorded.
+        ops: own node -> its ATen nodes.
         decided: decisions by signature, so that equal regions are decided once.
     """
 
@@ -80,7 +81,13 @@ class Context:
     constant: set[Node]
     model: Callable[[torch.device, torch.dtype, bool], TimeModel]
     training: bool
+    ops: Mapping[Node, tuple[Node, ...]]
     decided: dict[object, Decision] = field(default_factory=dict)
+
+    @property
+    def fold(self) -> bool:
+        """What depends on weights only is computed once; never where gradients are recorded."""
+        return self.options.fold and not self.training
 
 
 def decide(region: Region, context: Context) -> Decision | None:
@@ -180,6 +187,7 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
         objective=context.options.objective,
         memory_limit=context.options.memory_limit,
         training=context.training,
+        fold=context.fold,
         model=context.model(leaves[0].device, leaves[0].dtype, calibrate),
     )
 
@@ -188,7 +196,11 @@ def _as_written(region: Region, context: Context, calibrate: bool = False) -> Co
     """The cost of a region's own nodes."""
     leaf = context.fakes[region.leaves[0]]
     model = context.model(leaf.device, leaf.dtype, calibrate)
-    return cost_of(region.ops, model, leaf.element_size(), context.training)
+    ops = list(region.ops)
+    if context.fold:
+        once = {op for node in region.nodes if node in context.constant for op in context.ops[node]}
+        ops = [op for op in ops if op not in once]
+    return cost_of(ops, model, leaf.element_size(), context.training)
 
 
 def _keep(text: str, cost: Cost, reason: str, decision: str = "kept", **more: Any) -> Decision:

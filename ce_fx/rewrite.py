@@ -15,6 +15,7 @@ from ce_fx.capture.reading import Reading, read
 from ce_fx.decide import Context, Decision, decide, holds_product, unchanged
 from ce_fx.lift.regions import Region, Regions, find_regions
 from ce_fx.lower.extract import copy_of, inline
+from ce_fx.lower.price import ops_of_nodes
 from ce_fx.options import Options
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.report.layer import LayerReport
@@ -66,9 +67,10 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
         constant=weight_only(gm, example_inputs, reading),
         model=partial(_time_model, options),
         training=torch.is_grad_enabled(),
+        ops=reading.ops,
     )
     decisions = _worthwhile(_decisions(found, context), reading, context)
-    reports = _reports(gm, decisions, found)
+    reports = _reports(gm, decisions, found, reading)
     if any(decision.candidate for _, decision in decisions):
         _replace(gm, decisions)
     return reports
@@ -134,17 +136,22 @@ def _worthwhile(
     return [(region, unchanged(decision, reason)) for region, decision in decisions]
 
 
-def _reports(gm: GraphModule, decisions: Sequence[tuple[Region, Decision]], found: Regions) -> list[LayerReport]:
+def _reports(
+    gm: GraphModule, decisions: Sequence[tuple[Region, Decision]], found: Regions, reading: Reading
+) -> list[LayerReport]:
     order = {node: n for n, node in enumerate(gm.graph.nodes)}
-    rows = [(order[region.output], _row(region, decision)) for region, decision in decisions]
+    rows = [(order[region.output], _row(region, decision, reading)) for region, decision in decisions]
     rows += [(order[node], _refused(node, refusal.reason)) for node, refusal in found.refusals.items()]
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
-def _row(region: Region, decision: Decision) -> LayerReport:
+def _row(region: Region, decision: Decision, reading: Reading) -> LayerReport:
+    """A region goes by what multiplies in it: by its convolution and not by the batch norm behind."""
+    busy = [node for node in region.nodes if any(op.macs for op in ops_of_nodes(reading.ops.get(node, ())))]
+    named = busy or region.nodes
     return LayerReport(
-        name=layer_name(region.nodes),
-        kind=kind_of_layer(region.nodes),
+        name=layer_name(named),
+        kind=kind_of_layer(named),
         expression=decision.expression,
         decision=decision.decision,
         reason=decision.reason,

@@ -70,10 +70,10 @@ def test_text_and_dict_forms():
     assert text.startswith("ce_fx audit: ResNet18, forward, eval, no grad, float32, cpu")
     assert "1 multiply-add = 2 FLOPs" in text
     assert "layer1.0.conv2     FactorizedConv" in text and "same plan as layer1.0.conv1" in text
-    assert "total (21 layers)" in text
+    assert "total (18 layers)" in text
     data = json.loads(report.to_json())
     assert data == report.to_dict()
-    assert data["flops_before"] == report.flops_before and len(data["layers"]) == 21
+    assert data["flops_before"] == report.flops_before and len(data["layers"]) == 18
     layer = copy.copy(report.layers[1])
-    assert layer.expression.startswith("bshw,") and layer.expression.endswith("|hw")
-    assert len(layer.plan) == 4
+    assert layer.expression.startswith("bshw,") and "|hw + " in layer.expression
+    assert len(layer.plan) > 4

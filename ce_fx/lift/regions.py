@@ -192,10 +192,12 @@ class _Growth:
             rule = RULES.get(op.target)
             if rule is None:
                 return Refusal(f"{_name(op)} is not multilinear, or has no rule")
-            refusal = _unfit(op) or _visible_write(op, operands, ops, leaves)
+            refusal = _unfit(op)
             if refusal is not None:
                 return refusal
             result = rule(op, operands)
+            if not isinstance(result, Refusal):
+                result = _visible_write(op, operands, ops, leaves) or result
             if isinstance(result, Refusal):
                 return result
             if tuple(_shape(result)) != sizes(op.meta["val"]):
@@ -302,7 +304,7 @@ def _visible_write(
     op: Node, operands: Operands, ops: Sequence[Node], leaves: Collection[Node | Derived]
 ) -> Refusal | None:
     """An op may write in place to what the region computed and nothing reads but the result of the write."""
-    for target in written(op):
+    for target in (n for n in written(op) if isinstance(n, Node)):
         storage = Reading.storage(target.meta["val"])
         given = any(isinstance(n, Node) and Reading.storage(n.meta["val"]) == storage for n in leaves)
         aliases = [n for n in ops if n is not op and Reading.storage(n.meta["val"]) == storage]

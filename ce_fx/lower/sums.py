@@ -52,17 +52,34 @@ def _emit_step(step: Step, graph: Graph, values: Sequence[Node], plans: Iterator
 def _total(
     expression: Expression, graph: Graph, values: Sequence[Node], plans: Iterator[Plan], like: dict[str, Any]
 ) -> Node:
-    total: Node | None = None
     constant = sum(term.coefficient for term in expression.terms if not term.factors)
+    parts: dict[tuple[bool, ...], Node] = {}  # by the axes that they have; those of a bias first become one
     for term in expression.terms:
         if not term.factors:
             continue
         plan = next(plans)
         node = emit(plan, graph, [values[f.leaf] for f in plan.network.term.factors])
-        total = node if total is None else graph.call_function(torch.add, (total, node))
-    if total is None:
+        has = tuple(axis != () for axis in plan.network.output)
+        parts[has] = graph.call_function(torch.add, (parts[has], node)) if has in parts else node
+    if not parts:
         return graph.call_function(torch.full, (list(expression.shape), constant), like)
+    whole, *others = sorted(parts.items(), key=lambda item: -sum(item[0]))
+    total = whole[1]
+    for has, node in others:
+        total = _with_bias(graph, total, node, has) or graph.call_function(torch.add, (total, node))
     return total if constant == 0 else graph.call_function(torch.add, (total, constant))
+
+
+_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+
+
+def _with_bias(graph: Graph, total: Node, node: Node, has: tuple[bool, ...]) -> Node | None:
+    """A convolution that adds one number per channel itself; None where that cannot be."""
+    channels = [place for place, held in enumerate(has) if held]
+    if total.target not in _CONVOLUTIONS or channels != [1] or len(total.args) > 2 or "bias" in total.kwargs:
+        return None
+    bias = graph.call_function(torch.flatten, (node,))
+    return graph.call_function(total.target, total.args, {**total.kwargs, "bias": bias})
 
 
 def _place(step: Place, graph: Graph, leaf: Node) -> Node:

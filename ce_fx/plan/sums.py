@@ -27,7 +27,7 @@ from typing import TypeAlias
 from ce_fx.algebra import Axes, Expression, Factor, Index, Term, flat
 from ce_fx.algebra.canonical import canonical
 from ce_fx.algebra.factor import factor_out
-from ce_fx.algebra.program import Eye, Group, Place, Program, Recipe, Step, sources
+from ce_fx.algebra.program import Eye, Group, Program, Recipe, Step, sources
 from ce_fx.plan.network import Network, Operand
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ _SECONDS = 1.5  # of one search; what was found by then is what there is
 
 ProductPrice: TypeAlias = Callable[[Network], float]
 """The cost of the best order of a product."""
-SumPrice: TypeAlias = Callable[[int, int, bool], float]
-"""`price(parts, elements, grad)`: the cost of writing a result of `elements` as a sum of parts, or as a copy of one."""
+SumPrice: TypeAlias = Callable[[int, int, Operand], float]
+"""`price(parts, elements, result)`: of writing a result of `elements` as a sum of parts, or as a copy of one."""
 _Choice: TypeAlias = "tuple[int | None, ...]"  # for each product the number of its core, or None
 
 
@@ -199,6 +199,7 @@ class _Sum:
         self.search_of = search
         self.expression = expression
         self.operands = operands
+        self.result = _operand(expression, operands)
         self.alone = [self._product(term) for term in expression.terms]
         self.cores = _cores(expression)
         self.groups: dict[tuple[int, tuple[int, ...]], tuple[Group, float] | None] = {}
@@ -259,11 +260,15 @@ class _Sum:
             parts.append(group[0])
             costs.append(group[1])
         parts.sort(key=lambda part: part if isinstance(part, int) else part.members[0])
-        elements = prod(self.expression.shape)
-        grad = any(operand.needs_grad for operand in self.operands)
-        return tuple(parts), self.search_of.prices.all(
-            [*costs, self.search_of.prices.total(len(parts), elements, grad) if len(parts) > 1 else 0.0]
-        )
+        whole = sum(self._is_whole(part) for part in parts)
+        if whole > 1:
+            costs.append(self.search_of.prices.total(whole, prod(self.expression.shape), self.result))
+        return tuple(parts), self.search_of.prices.all(costs)
+
+    def _is_whole(self, part: int | Group) -> bool:
+        """Whether a part has all axes of the result; a bias is added at little cost."""
+        term = self.expression.terms[part if isinstance(part, int) else part.members[0]]
+        return own_axes(term, self.expression.axes) == self.expression.axes
 
     def _group(self, core: int, members: tuple[int, ...]) -> tuple[Group, float] | None:
         key = (core, members)
@@ -285,7 +290,7 @@ class _Sum:
                 costs.append(self.search_of.product(step.terms[0], step.axes, known))
             else:
                 size = step.size**2 if isinstance(step, Eye) else prod(step.sizes)
-                costs.append(self.search_of.prices.total(1, size, isinstance(step, Place)))
+                costs.append(self.search_of.prices.total(1, size, _operand(step, known)))
             known.append(_operand(step, known))
         rest = steps[-1]
         assert isinstance(rest, Expression)

@@ -27,7 +27,7 @@ from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.planner import Objective, make_plan
 from ce_fx.plan.sums import Prices, build, networks, programs, with_steps
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.tune.cost import Cost, cost_of
+from ce_fx.tune.cost import Cost, cost_of, every_time
 
 COUNT = 12
 """Plans that are lowered and priced."""
@@ -35,6 +35,7 @@ COUNT = 12
 _FORMS = 5
 """Ways to factor a sum, of which plans are lowered and priced."""
 
+_HOPELESS = 3.0  # times the predicted cost of the best draft, from which one is not lowered
 _PEAK = 4, 1 << 26  # a candidate may need this many times the memory of what is written, and 64 MB
 
 
@@ -53,6 +54,7 @@ class Problem:
         objective: what is minimised.
         memory_limit: bytes that no intermediate may exceed.
         training: the backward counts.
+        fold: what depends on weights only is computed once for many runs and does not count.
         model: predicts seconds.
     """
 
@@ -66,12 +68,25 @@ class Problem:
     objective: Objective
     memory_limit: int | None
     training: bool
+    fold: bool
     model: TimeModel
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
         return self.leaves[0].element_size()
+
+    @property
+    def mode(self) -> Mode:
+        """What the planner weighs steps by."""
+        if self.fold:
+            return "fold"
+        return "train" if self.training and any(operand.needs_grad for operand in self.operands) else "forward"
+
+    @property
+    def constant(self) -> frozenset[int]:
+        """Numbers of the leaves whose work is done once."""
+        return frozenset(n for n, operand in enumerate(self.operands) if self.fold and operand.constant)
 
     @property
     def positive(self) -> frozenset[int]:
@@ -136,7 +151,11 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
             output.args = (with_order(module.graph, last, order),)
         module.recompile()
         reading = read(module, problem.leaves)
+    inputs = module.graph.find_nodes(op="placeholder")
+    done = {reading.values[inputs[n]] for n in problem.constant if n < len(inputs)}
     nodes = [node for group in reading.ops.values() for node in group]
+    if problem.fold:
+        nodes = every_time(nodes, done)
     return Candidate(program, tuple(plans), module, cost_of(nodes, problem.model, problem.itemsize, problem.training))
 
 
@@ -149,8 +168,7 @@ def drafts(problem: Problem) -> list[Draft]:
     Raises:
         PlanError: no order keeps to the memory limit.
     """
-    train = problem.training and any(operand.needs_grad for operand in problem.operands)
-    mode: Mode = "train" if train else "forward"
+    mode = problem.mode
     limit = None if problem.memory_limit is None else problem.memory_limit // problem.itemsize
     known: dict[object, list[Plan]] = {}
 
@@ -176,7 +194,16 @@ def drafts(problem: Problem) -> list[Draft]:
         count = COUNT if program is forms[0] else max(2, COUNT // len(forms))
         for plan in plans_of(each[widest], count):
             found.append((program, tuple(plan if n == widest else one for n, one in enumerate(best))))
-    return found
+    return _promising(found)
+
+
+def _promising(found: list[Draft]) -> list[Draft]:
+    """The drafts whose products cost least, the best of each program first; lowering one takes a tenth of a second."""
+    costs = [sum(plan.cost for plan in plans) for _, plans in found]
+    limit = _HOPELESS * min(costs)
+    first = {id(program): n for n, (program, _) in reversed(list(enumerate(found)))}
+    order = sorted(range(len(found)), key=lambda n: (n not in first.values(), costs[n]))
+    return [found[n] for n in order if costs[n] <= limit or n == 0][:COUNT]
 
 
 def _forms(problem: Problem, product: Callable[[Network], float]) -> list[Program]:
@@ -193,13 +220,13 @@ def _forms(problem: Problem, product: Callable[[Network], float]) -> list[Progra
         except PlanError:  # over the memory limit
             return inf
 
-    def total(parts: int, elements: int, grad: bool) -> float:
-        if problem.objective == "flops":
+    def total(parts: int, elements: int, result: Operand) -> float:
+        if problem.objective == "flops" or (problem.fold and result.constant):
             return 0.0
         if problem.objective == "memory":
             return float(elements)
         op = Op("add", 0, 1, 1, elements, 3 * elements) if parts > 1 else Op("copy", 0, 1, 1, elements, 2 * elements)
-        return problem.model.seconds([op] * max(1, parts - 1), 2 if grad and problem.training else 0)
+        return problem.model.seconds([op] * max(1, parts - 1), 2 if result.needs_grad and problem.training else 0)
 
     prices = Prices(price, total, problem.objective == "memory" and not problem.training)
     return programs(expression, problem.operands, prices, _FORMS)

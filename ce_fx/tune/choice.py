@@ -23,7 +23,7 @@ from ce_fx.tune.candidates import Candidate, Problem, candidate_of, candidates
 from ce_fx.tune.clock import plain_mode
 from ce_fx.tune.machine import untimed
 from ce_fx.tune.race import Race, race
-from ce_fx.tune.runs import Inner, compiled_runs, random_leaves, run_of
+from ce_fx.tune.runs import Inner, compiled_runs, forward_of, random_leaves, run_of
 
 log = logging.getLogger(__name__)
 
@@ -135,14 +135,14 @@ def _by_clock(
     finalists += [form for one in finalists[:_FORMS] for form in _other_forms(problem, one)]
     with plain_mode(device), torch.set_grad_enabled(problem.training):
         leaves = random_leaves(problem)
-        as_written = run_of(problem.written.forward, leaves)
-        runs = [run_of(one.module.forward, leaves) for one in finalists]
+        as_written = run_of(forward_of(problem, problem.written, leaves), leaves)
+        runs = [run_of(forward_of(problem, one.module, leaves), leaves) for one in finalists]
         first = _quiet(lambda: race([as_written, *runs], device, _BUDGET))
         if first is None:
             return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
         best = finalists[min(range(len(finalists)), key=lambda n: first.seconds[n + 1])]
         best = with_better_ways(problem, best, leaves)
-        pair = [as_written, run_of(best.module.forward, leaves)]
+        pair = [as_written, run_of(forward_of(problem, best.module, leaves), leaves)]
         compiled = compiled_runs([problem.written, best.module], leaves, inner) if asked and inner else None
         last = _quiet(lambda: race(compiled or pair, device, _BUDGET))
     if last is None:
@@ -203,7 +203,7 @@ def with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]
         variants = list(islice(_variants(problem, best), _VARIANTS))
         if not variants:
             return best
-        runs = [run_of(one.module.forward, leaves) for one in (best, *variants)]
+        runs = [run_of(forward_of(problem, one.module, leaves), leaves) for one in (best, *variants)]
         result = race(runs, device, _BUDGET)
         if result.noise > _NOISE or result.gains[result.winner] < _TIE:
             return best
@@ -241,6 +241,8 @@ def other_ways(problem: Problem, plan: Plan) -> Iterator[tuple[int, str, float]]
     network = plan.network
     table: list[tuple[int, str, dict[str, float]]] = []
     for left, right in splits_of(plan.tree):
+        if problem.fold and not (left | right) & ~network.constant:
+            continue  # done once
         step = step_of(network, left, right)
         grads = bool(left & network.differentiable) + bool(right & network.differentiable) if problem.training else 0
         ways = ways_of(step, network)

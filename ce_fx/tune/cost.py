@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -51,6 +51,18 @@ def cost_of(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bo
         seconds += model.seconds(ops, min(grads, 2))
     peak = max((elements_of(node) for node in nodes if counted(node)), default=0)
     return Cost(2 * macs, peak * itemsize, seconds)
+
+
+def every_time(nodes: Sequence[Node], done: Collection[object]) -> list[Node]:
+    """The ATen nodes, in order, that run in every call if what depends on `done` only is computed once."""
+    once = set(done)
+    rest = []
+    for node in nodes:
+        if all(n in once for n in node.all_input_nodes):
+            once.add(node)
+        else:
+            rest.append(node)
+    return rest
 
 
 def rest_of_graph(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bool) -> float:

@@ -12,7 +12,6 @@ from typing import Any
 
 from ce_fx.algebra.canonical import canonical
 from ce_fx.algebra.program import Group, Program, Recipe
-from ce_fx.plan.costs import Mode
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.planner import plan_of
 from ce_fx.plan.sums import build, networks, with_steps
@@ -99,6 +98,7 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
             "derived": [repr(leaf) for leaf in problem.derived],
             "written": list(written),
             "training": problem.training,
+            "fold": problem.fold,
             "objective": problem.objective,
             "memory_limit": problem.memory_limit,
             "tune": tune,
@@ -126,7 +126,6 @@ def _candidate(problem: Problem, recipe: Any, entries: Sequence[dict[str, Any]])
 
 
 def _plans(problem: Problem, program: Program, entries: Sequence[dict[str, Any]]) -> list[Plan]:
-    mode: Mode = "train" if problem.training and any(operand.needs_grad for operand in problem.operands) else "forward"
     operands = with_steps(program, problem.operands)
     products = [network for step in program.expressions for network in networks(step, operands)]
     plans = []
@@ -135,7 +134,7 @@ def _plans(problem: Problem, program: Program, entries: Sequence[dict[str, Any]]
         if subset_of(tree) != network.everything:
             raise ValueError(f"the tree {tree} is not of {network.n} operands")
         ways = {int(subset): way for subset, way in entry["ways"].items()}
-        plan = plan_of(network, tree, entry["method"], problem.objective, mode, problem.model, ways)
+        plan = plan_of(network, tree, entry["method"], problem.objective, problem.mode, problem.model, ways)
         plans.append(replace(plan, channels_last=bool(entry["channels_last"])))
     return plans
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ce_fx.capture.reading import read
 from ce_fx.lower.extract import copy_of
+from ce_fx.lower.hoist import Facts, hoist
 from ce_fx.lower.verify import random_like
 from ce_fx.tune.candidates import Problem
 
@@ -42,6 +44,22 @@ def random_leaves(problem: Problem) -> list[Tensor]:
         random_like(fake, generator, n in problem.positive).requires_grad_(fake.requires_grad)
         for n, fake in enumerate(problem.leaves)
     ]
+
+
+def forward_of(problem: Problem, module: GraphModule, leaves: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """What runs in every call: the module, with `fold` without the steps that depend on weights only."""
+    if not problem.fold:
+        return module.forward
+    reading = read(module, problem.leaves)
+    inputs = module.graph.find_nodes(op="placeholder")
+    facts = Facts([inputs[n] for n in problem.constant if n < len(inputs)], reading.ops, reading.fakes, ())
+    hoisted = hoist(module, facts)
+    if hoisted is None:
+        return module.forward
+    with torch.no_grad():
+        kept = hoisted.weights_gm(*(leaves[n] for n in hoisted.sources if isinstance(n, int)))
+    rest = hoisted.rest_gm.forward
+    return lambda *given: rest(*given, *kept)
 
 
 def run_of(forward: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:

@@ -121,7 +121,7 @@ def flops(network):
     return total
 
 
-PRICES = Prices(flops, lambda parts, elements, grad: 0.0)
+PRICES = Prices(flops, lambda parts, elements, result: 0.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
