@@ -515,7 +515,7 @@ def reparameterised() -> list[Block]:
         ("diverse branch", DiverseBranch, diverse_once),
     ]
     blocks = [
-        Block(f"reparameterised/{name}", partial(_sized, make, 64), shapes, small, once={"one kernel": once})
+        Block(f"reparameterised/{name}", partial(_sized, make, 64), shapes, small, {}, {"one kernel": once}, "forward")
         for name, make, once in found
     ]
     return [
@@ -526,6 +526,7 @@ def reparameterised() -> list[Block]:
             ((8, 128, 28, 28),),
             small,
             once={"one kernel a layer": mobileone_once},
+            mode="forward",
         ),
     ]
 
