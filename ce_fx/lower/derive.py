@@ -36,6 +36,10 @@ def _full(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Ma
     return graph.call_function(torch.full, ([size], value), dict(like))
 
 
+def _eye(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
+    return graph.call_function(torch.eye, tuple(params), dict(like))
+
+
 def _resize(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
     """The matrix [in, out] of a resize along one axis: the resized identity.
 
@@ -77,6 +81,7 @@ KINDS: dict[str, Maker] = {
     "rsqrt": _rsqrt,
     "ones": _ones,
     "full": _full,
+    "eye": _eye,
     "resize": _resize,
     "adaptive_avg_pool": _adaptive_avg_pool,
     "avg_pool": _avg_pool,

@@ -71,6 +71,7 @@ DERIVED = {
     "rsqrt": lambda sources, eps: 1 / torch.sqrt(sources[0] + eps),
     "ones": lambda _sources, *shape: torch.ones(shape, dtype=torch.float64),
     "full": lambda _sources, size, value: torch.full((size,), value, dtype=torch.float64),
+    "eye": lambda _sources, size: torch.eye(size, dtype=torch.float64),
     "resize": _resize,
     "adaptive_avg_pool": _adaptive_avg_pool,
     "avg_pool": _avg_pool,
@@ -107,4 +108,4 @@ def refusal(function, *inputs):
 
 def rand(*shape):
     """Normal values in float64."""
-    return torch.randn(*shape, dtype=torch.float64)
+    return torch.randn(shape, dtype=torch.float64)

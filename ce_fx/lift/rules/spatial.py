@@ -47,7 +47,7 @@ def resize(node: Node, operands: Operands) -> Expression | Refusal:
 
     The scale factors that the op was given are kept: with them it does not use the ratio of the sizes.
     """
-    given = _arguments(node)
+    given = arguments(node)
     sizes = _spatial(node)
     if isinstance(sizes, Refusal):
         return sizes
@@ -125,7 +125,7 @@ def adaptive_avg_pool(node: Node, operands: Operands) -> Expression | Refusal:
 @lifts(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 def avg_pool(node: Node, operands: Operands) -> Expression | Refusal:
     """The sum over a window by its size, by the part of it that counts, or by a number that is given."""
-    given = _arguments(node)
+    given = arguments(node)
     sizes = _spatial(node)
     if isinstance(sizes, Refusal):
         return sizes
@@ -273,11 +273,11 @@ def _spatial(node: Node) -> tuple[tuple[int, int], ...] | Refusal:
 _DIMS = {"1": 1, "2": 2, "3": 3}
 
 
-def _arguments(node: Node) -> dict[str, Any]:
+def arguments(node: Node) -> dict[str, Any]:
     """The arguments of an ATen node by name, with defaults."""
-    arguments = node.target._schema.arguments
-    defaults = {a.name: a.default_value if a.has_default_value() else None for a in arguments}
-    return {**defaults, **{a.name: value for a, value in zip(arguments, node.args, strict=False)}, **node.kwargs}
+    schema = node.target._schema.arguments
+    defaults = {a.name: a.default_value if a.has_default_value() else None for a in schema}
+    return {**defaults, **{a.name: value for a, value in zip(schema, node.args, strict=False)}, **node.kwargs}
 
 
 def _each(value: Sequence[Any] | Any, n: int) -> tuple[Any, ...]:
