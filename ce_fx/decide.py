@@ -172,13 +172,13 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
         Operand(constant=leaf in context.constant, needs_grad=context.training and fake.requires_grad)
         for leaf, fake in zip(region.leaves, leaves, strict=True)
     ]
-    derived = [
-        Operand(all(given[n].constant for n in leaf.sources), any(given[n].needs_grad for n in leaf.sources))
-        for leaf in region.derived
-    ]
+    known = list(given)
+    for leaf in region.derived:
+        read = [known[n] for n in leaf.sources]
+        known.append(Operand(all(o.constant for o in read), any(o.needs_grad for o in read)))
     return Problem(
         expression=region.expression,
-        operands=(*given, *derived),
+        operands=tuple(known),
         leaves=leaves,
         derived=region.derived,
         output=context.fakes[region.output],

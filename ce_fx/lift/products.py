@@ -96,7 +96,8 @@ class Builder:
                 self.expressions[n] = substitute(expression, table)
 
     def _windowed(self, operand: int, axis: Axis) -> bool:
-        windowed = _window_indices(self.expressions[operand])
+        windows = [w for term in self.expressions[operand].terms for w in term.windows if w.taps]
+        windowed = {i for w in windows for i in (w.features, w.out)}
         return any(index in windowed for index in axis if index.size != 1)
 
 
@@ -247,7 +248,7 @@ def _total(axes: tuple[Axis, ...], terms: Iterable[Term]) -> Expression:
 def _with_positions(axes: tuple[Axis, ...], windows: Sequence[Window]) -> tuple[Axis, ...]:
     """Output axes that hold the output index of every window; one with a single position may ride on any axis."""
     kept = set(flat(axes))
-    lost = tuple(dict.fromkeys(w.out for w in windows if w.out not in kept))
+    lost = tuple(dict.fromkeys(w.out for w in windows if w.taps and w.out not in kept))
     if any(index.size != 1 for index in lost):
         raise Refused("the positions of a convolution are summed")
     if lost and not axes:

@@ -25,6 +25,7 @@ from ce_fx.algebra import Expression
 from ce_fx.algebra.derived import Derived
 from ce_fx.capture.reading import Reading, written
 from ce_fx.lift import rules as _rules  # noqa: F401  (importing it fills the table)
+from ce_fx.lift.blocks import Part, resolved
 from ce_fx.lift.products import drop_ones
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import RULES, Operands, sizes
@@ -40,7 +41,9 @@ class Region:
         ops: their ATen nodes, in order.
         leaves: leaf `n` of the expression is the value of own node `leaves[n]`.
         carriers: their ATen nodes: an own node may be another value after it was written to.
-        expression: what the region computes.
+        lifted: what the region computes, as a region that absorbs this one continues.
+        expression: the same with slices and concatenations resolved; these may need further derived leaves.
+        partial: something could not be resolved, so this is no region unless another absorbs it.
         derived: leaves `len(leaves)` and on, which are computed from others.
         border: why the region could not grow into the operands it stops at, or None where it simply begins.
         parts: the regions that it grew from, each of which could be replaced by itself.
@@ -51,10 +54,12 @@ class Region:
     ops: tuple[Node, ...]
     leaves: tuple[Node, ...]
     carriers: tuple[Node, ...]
+    lifted: Expression
     expression: Expression
     derived: tuple[Derived, ...] = ()
     border: str | None = None
     parts: tuple[Region, ...] = ()
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,8 @@ class _Growth:
                 continue
             self.grown[node] = result
             self.absorbed.update(n for n in result.nodes if n is not node)
-        whole = tuple(region for node, region in self.grown.items() if node not in self.absorbed)
-        return Regions(whole, self.refusals)
+        whole = [r for node, region in self.grown.items() if node not in self.absorbed for r in _whole_parts(region)]
+        return Regions(tuple(sorted(whole, key=lambda region: self.order[region.output])), self.refusals)
 
     def _readable(self, node: Node) -> bool:
         """Whether a node is an op that gives one tensor."""
@@ -214,6 +219,9 @@ class _Growth:
         parts: Sequence[Region],
     ) -> Region | Refusal:
         """A region of some nodes, its leaves in order: own nodes first, then what is derived from them."""
+        lifted = drop_ones(expression)
+        result = resolved(lifted, _Parts(leaves).narrow, Operands({}, {}, self.numbers).fresh)
+        partial = isinstance(result, Refusal)
         given = [leaf for leaf in leaves if isinstance(leaf, Node)]
         derived = [leaf for leaf in leaves if isinstance(leaf, Derived)]
         ops = tuple(op for n in nodes for op in self.reading.ops.get(n, ()))
@@ -224,17 +232,19 @@ class _Growth:
         if changed is not None:
             return changed
         numbers = {leaf: n for n, leaf in enumerate([*given, *derived])}
-        expression = _with_leaves(expression, {old: numbers[leaf] for leaf, old in leaves.items()})
+        table = {old: numbers[leaf] for leaf, old in leaves.items()}
         return Region(
             output,
             tuple(nodes),
             ops,
             own_leaves,
             tuple(given),
-            drop_ones(expression),
+            _with_leaves(lifted, table),
+            _with_leaves(lifted if isinstance(result, Refusal) else drop_ones(result), table),
             tuple(replace(leaf, sources=tuple(numbers[source] for source in leaf.sources)) for leaf in derived),
             next((part.border for part in parts if part.border), None),
             tuple(parts),
+            partial,
         )
 
     def _own_leaves(self, leaves: Sequence[Node], nodes: Sequence[Node]) -> tuple[Node, ...] | Refusal:
@@ -285,12 +295,45 @@ def _writes(reading: Reading) -> tuple[tuple[Node, object], ...]:
     return tuple(reading.mutations)
 
 
+class _Parts:
+    """Adds leaves that are parts of others to those of a region."""
+
+    def __init__(self, leaves: dict[Node | Derived, int]) -> None:
+        self.leaves = leaves
+
+    def narrow(self, leaf: int, part: Part) -> int:
+        """The number of a leaf that is a part of another."""
+        source = next(key for key, number in self.leaves.items() if number == leaf)
+        params = (part.shape, part.dim, part.start, part.length, part.step)
+        return self.leaves.setdefault(Derived("part", (source,), params), len(self.leaves))
+
+
+def _whole_parts(region: Region) -> Iterator[Region]:
+    """The region, or where it is partial the regions that it grew from."""
+    if not region.partial:
+        yield region
+        return
+    for part in region.parts:
+        yield from _whole_parts(part)
+
+
 def _renumber(region: Region, leaves: dict[Node | Derived, int]) -> Expression:
     """A region's expression with its leaves numbered among those of the region that absorbs it."""
-    given: tuple[Node | Derived, ...] = region.carriers
-    derived = [replace(leaf, sources=tuple(given[source] for source in leaf.sources)) for leaf in region.derived]
-    table = {n: leaves.setdefault(leaf, len(leaves)) for n, leaf in enumerate((*given, *derived))}
-    return _with_leaves(region.expression, table)
+    keys: list[Node | Derived] = [*region.carriers]
+    for leaf in region.derived:
+        keys.append(replace(leaf, sources=tuple(keys[source] for source in leaf.sources)))
+    used = _used(region.lifted, region.derived, len(region.carriers))
+    table = {n: leaves.setdefault(key, len(leaves)) for n, key in enumerate(keys) if n in used}
+    return _with_leaves(region.lifted, table)
+
+
+def _used(expression: Expression, derived: Sequence[Derived], given: int) -> set[int]:
+    """The leaves that an expression needs, and what these are derived from."""
+    used = {factor.leaf for term in expression.terms for factor in term.factors}
+    for n in reversed(range(len(derived))):
+        if given + n in used:
+            used.update(derived[n].sources)
+    return used
 
 
 def _with_leaves(expression: Expression, table: Mapping[int, int]) -> Expression:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -77,7 +78,18 @@ def _matrix(graph: Graph, node: Node, shape: Sequence[int]) -> Node:
     return graph.call_function(torch.reshape, (node, list(shape)))
 
 
+def _part(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
+    """Some positions of one dim: a view, unless the leaf has to be reshaped first."""
+    shape, dim, start, length, step = params
+    node = sources[0] if shape is None else _matrix(graph, sources[0], shape)
+    if step == 1:
+        return graph.call_function(torch.narrow, (node, dim, start, length))
+    where = (*(slice(None) for _ in range(dim)), slice(start, start + step * (length - 1) + 1, step))
+    return graph.call_function(operator.getitem, (node, where))
+
+
 KINDS: dict[str, Maker] = {
+    "part": _part,
     "rsqrt": _rsqrt,
     "ones": _ones,
     "full": _full,

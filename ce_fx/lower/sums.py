@@ -31,7 +31,9 @@ def candidate(
     graph = Graph()
     inputs = [graph.placeholder(f"leaf_{n}") for n in range(len(leaves))]
     like = {"dtype": leaves[0].dtype, "device": leaves[0].device}
-    values = [*inputs, *(derive(graph, leaf, inputs, like) for leaf in derived)]
+    values = [*inputs]
+    for leaf in derived:
+        values.append(derive(graph, leaf, values, like))
     queue = iter(plans)
     for step in program.steps:
         values.append(_emit_step(step, graph, values, queue, like))

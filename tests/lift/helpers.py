@@ -67,7 +67,13 @@ def _avg_pool(_sources, size, kernel, stride, pad, ceil, counted):
     return matrix
 
 
+def _part(sources, shape, dim, start, length, step):
+    leaf = sources[0] if shape is None else sources[0].reshape(shape)
+    return leaf.index_select(dim, start + step * torch.arange(length))
+
+
 DERIVED = {
+    "part": _part,
     "rsqrt": lambda sources, eps: 1 / torch.sqrt(sources[0] + eps),
     "ones": lambda _sources, *shape: torch.ones(shape, dtype=torch.float64),
     "full": lambda _sources, size, value: torch.full((size,), value, dtype=torch.float64),

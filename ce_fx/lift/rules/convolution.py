@@ -125,7 +125,7 @@ def _slide(
 def _slid(term: Term, window: Window) -> Term:
     """A term of the features with a window on one of its axes, composed with the one that gives the axis."""
     inner = next((w for w in term.windows if w.out == window.features), None)
-    if inner is not None:
+    if inner is not None and holders(term, window.features) == 1:
         composed = compose(inner, window)
         if isinstance(composed, str):
             raise Refused(composed)

@@ -1,0 +1,146 @@
+"""Slices, concatenations and zero padding: relations of two indices, and how they vanish.
+
+All three are windows without a kernel, `i = stride*o - pad`, zero outside: a slice reads part of i, a part of a
+concatenation or a padded tensor fills part of o. While a region grows they stay in its expression as they are. Once it
+is whole they are resolved: a factor that holds either index is narrowed to the positions that meet, and one index
+takes the place of both. So a contraction over concatenated channels becomes a sum with slices of the weight, and a
+slice of a convolution's channels slices its kernel. What fills a part of the *result* cannot be resolved; there the
+region ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from ce_fx.algebra import Axes, Axis, Expression, Factor, Index, Term, Window, axis_size, compose, flat, substitute
+from ce_fx.lift.products import Builder, Refused, holders, lone_index
+from ce_fx.lift.refusal import Refusal
+from ce_fx.lift.registry import Operands
+
+Narrow: TypeAlias = "Callable[[int, Part], int]"
+"""Gives the number of a leaf that is a part of another."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Positions `start, start + step, ..` of one dim of a leaf.
+
+    Attributes:
+        shape: what the leaf is reshaped to first, None where that is its shape.
+        dim, start, length, step: as in `torch.narrow`, with a step.
+    """
+
+    shape: tuple[int, ...] | None
+    dim: int
+    start: int
+    length: int
+    step: int
+
+
+def mapped(
+    expression: Expression, dim: int, size: int, stride: int, pad: int, operands: Operands
+) -> Expression | Refusal:
+    """One axis read through `i = stride*o - pad`, zero outside: `size` positions of a slice or of a padded axis."""
+    try:
+        builder = Builder((expression,), operands.fresh)
+        index = lone_index(builder, 0, dim, "i")
+        out = operands.fresh(index.name, size)
+        window = Window(index, out, (), stride, pad)
+        expression = builder.expressions[0]
+        terms = tuple(_mapped(term, window) for term in expression.terms)
+    except Refused as refused:
+        return Refusal(str(refused))
+    return Expression((*expression.axes[:dim], (out,), *expression.axes[dim + 1 :]), terms)
+
+
+def _mapped(term: Term, window: Window) -> Term:
+    inner = next((w for w in term.windows if w.out == window.features), None)
+    held = holders(term, window.features)
+    if inner is not None and held == 1:
+        composed = compose(inner, window)
+        if isinstance(composed, str):
+            raise Refused(composed)
+        return replace(term, windows=(*(w for w in term.windows if w is not inner), composed))
+    if inner is not None:
+        raise Refused("a part of an axis that several factors share with a convolution")
+    if not held:
+        if _meeting(window)[2] < window.out.size:
+            raise Refused(
+                "a constant is padded with zeros, or one of the concatenated tensors is constant along the axis"
+            )
+        return term
+    return replace(term, windows=(*term.windows, window))
+
+
+def resolved(expression: Expression, narrow: Narrow, fresh: Callable[[str, int], Index]) -> Expression | Refusal:
+    """The same function without windows that have no kernel.
+
+    Args:
+        expression: what a region computes.
+        narrow: gives the number of a leaf that is a part of another.
+        fresh: makes an index.
+    """
+    kept = frozenset(flat(expression.axes))
+    terms: list[Term] = []
+    for term in expression.terms:
+        result: Term | None | Refusal = term
+        while isinstance(result, Term) and any(not w.taps for w in result.windows):
+            result = _resolved(result, kept, narrow, fresh)
+        if isinstance(result, Refusal):
+            return result
+        if result is not None:
+            terms.append(result)
+    return replace(expression, terms=tuple(terms)) if terms else Refusal("a sum that is zero")
+
+
+def _resolved(
+    term: Term, kept: frozenset[Index], narrow: Narrow, fresh: Callable[[str, int], Index]
+) -> Term | None | Refusal:
+    """The term with one relation resolved; None where no positions meet."""
+    window = next(w for w in term.windows if not w.taps)
+    i, o = window.features, window.out
+    first_i, first_o, length = _meeting(window)
+    if length <= 0:
+        return None
+    if o in kept and length < o.size:
+        return Refusal("tensors are concatenated or padded, and nothing contracts the axis")
+    if any(w is not window and i in (w.features, *(t.index for t in w.taps)) for w in term.windows):
+        return Refusal("a part of an axis that a convolution slides over")
+    both = o if o in kept else fresh(i.name, length)
+    factors = []
+    for factor in term.factors:
+        for index, start, step in ((i, first_i, window.stride), (o, first_o, 1)):
+            if index in factor.indices:
+                factor = _narrowed(factor, index, Part(None, 0, start, length, step), both, narrow)
+        factors.append(factor)
+    windows = tuple(w for w in term.windows if w is not window)
+    whole = Term(tuple(factors), windows, term.coefficient)
+    return substitute(Expression((), (whole,)), {o: (both,)}).terms[0]
+
+
+def _meeting(window: Window) -> tuple[int, int, int]:
+    """The first positions of i and o that meet, and how many do."""
+    first = max(0, -(-window.pad // window.stride))
+    last = min(window.out.size - 1, (window.features.size - 1 + window.pad) // window.stride)
+    return window.stride * first - window.pad, first, last - first + 1
+
+
+def _narrowed(factor: Factor, index: Index, part: Part, name: Index, narrow: Narrow) -> Factor:
+    """The factor at some positions of an index, which gets a new name."""
+    if (part.start, part.length, part.step) == (0, index.size, 1):
+        return Factor(factor.leaf, tuple(_renamed(axis, index, name) for axis in factor.axes))
+    alone = all(index not in axis or axis == (index,) for axis in factor.axes)
+    axes: Axes = factor.axes if alone else tuple((one,) for one in flat(factor.axes))
+    shape = None if alone else tuple(map(axis_size, axes))
+    leaf = factor.leaf
+    for dim, axis in enumerate(axes):
+        if axis == (index,):
+            leaf = narrow(leaf, replace(part, shape=shape, dim=dim))
+            shape = None
+    return Factor(leaf, tuple(_renamed(axis, index, name) for axis in axes))
+
+
+def _renamed(axis: Axis, index: Index, name: Index) -> Axis:
+    return tuple(name if one == index else one for one in axis)

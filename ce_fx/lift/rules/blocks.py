@@ -1,0 +1,109 @@
+"""Block structure: slices, concatenations, zero padding. See `ce_fx.lift.blocks`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ce_fx.algebra import Expression
+from ce_fx.lift.blocks import mapped
+from ce_fx.lift.products import add
+from ce_fx.lift.refusal import Refusal
+from ce_fx.lift.registry import Operands, fake_of, lifts
+
+aten = torch.ops.aten
+
+
+@lifts(aten.slice.Tensor, aten.narrow.default)
+def part(node: Node, operands: Operands) -> Expression | Refusal:
+    """Positions `start, start + step, ..` of one axis."""
+    x = node.args[0]
+    given: list[Any] = [*node.args[1:]]
+    dim, start, step = given[0] if given else 0, given[1] if len(given) > 1 else 0, 1
+    if node.target is aten.slice.Tensor and len(given) > 3:
+        step = given[3]
+    source = fake_of(x)
+    dim %= source.ndim
+    size, length = source.shape[dim], fake_of(node).shape[dim]
+    if length == size:
+        return operands.tensor(x)
+    if not all(isinstance(number, int) for number in (size, length, start or 0, step)):
+        return Refusal("a slice of a symbolic size")
+    start = min(max((start or 0) + (size if (start or 0) < 0 else 0), 0), size)
+    return mapped(operands.tensor(x), dim, length, step, -start, operands)
+
+
+@lifts(aten.select.int)
+def select(node: Node, operands: Operands) -> Expression | Refusal:
+    """One position of an axis, which goes."""
+    x, dim, position = _plain(node.args)
+    source = fake_of(x)
+    dim %= source.ndim
+    size = source.shape[dim]
+    if not isinstance(position, int) or not isinstance(size, int):
+        return Refusal("a position of a symbolic size")
+    result = mapped(operands.tensor(x), dim, 1, 1, -(position % size), operands)
+    if isinstance(result, Refusal):
+        return result
+    return Expression((*result.axes[:dim], *result.axes[dim + 1 :]), result.terms)
+
+
+@lifts(aten.cat.default, aten.concat.default, aten.stack.default)
+def concatenation(node: Node, operands: Operands) -> Expression | Refusal:
+    """The sum of all tensors, each at its place among zeros."""
+    tensors: Any = node.args[0]
+    stacked = node.target is aten.stack.default
+    ndim = fake_of(node).ndim
+    dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % ndim  # type: ignore[arg-type]
+    sizes = [1 if stacked else fake_of(tensor).shape[dim] for tensor in tensors]
+    if any(fake_of(tensor).ndim != ndim - stacked for tensor in tensors) or not _all_int(sizes):
+        return Refusal("a concatenation of symbolic sizes or with an empty tensor")
+    total: Expression | None = None
+    for n, tensor in enumerate(tensors):
+        one = operands.tensor(tensor)
+        if stacked:
+            one = Expression((*one.axes[:dim], (), *one.axes[dim:]), one.terms)
+        placed = mapped(one, dim, sum(sizes), 1, sum(sizes[:n]), operands)
+        if isinstance(placed, Expression) and total is not None:
+            placed = add(total, placed, operands.fresh)
+        if isinstance(placed, Refusal):
+            return placed
+        total = placed
+    assert total is not None
+    return total
+
+
+@lifts(aten.pad.default, aten.constant_pad_nd.default)
+def pad(node: Node, operands: Operands) -> Expression | Refusal:
+    """Zeros on both sides of the last axes; negative numbers crop."""
+    x, pads, *more = _plain(node.args)
+    mode = more.pop(0) if more and node.target is aten.pad.default else "constant"
+    value = more[0] if more else node.kwargs.get("value")
+    if mode != "constant" or (value is not None and value != 0):
+        return Refusal("padding with something else than zeros")
+    result = operands.tensor(x)
+    ndim = fake_of(x).ndim
+    for n in range(0, len(pads), 2):
+        dim = ndim - 1 - n // 2
+        size = fake_of(node).shape[dim]
+        if pads[n] == 0 and pads[n + 1] == 0:
+            continue
+        if not _all_int([pads[n], pads[n + 1], size, fake_of(x).shape[dim]]):
+            return Refusal("padding of a symbolic size")
+        padded = mapped(result, dim, size, 1, pads[n], operands)
+        if isinstance(padded, Refusal):
+            return padded
+        result = padded
+    return result
+
+
+def _plain(args: Sequence[Any]) -> list[Any]:
+    """The arguments of a node, whose types its schema vouches for."""
+    return list(args)
+
+
+def _all_int(sizes: Sequence[Any]) -> bool:
+    return all(isinstance(size, int) for size in sizes)

@@ -1,0 +1,95 @@
+"""Slices, concatenations and zero padding, by definition and through the whole pass."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ce_fx
+from tests.lift.helpers import assert_lifts, rand, regions_of
+
+
+def assert_exact(function, *inputs):
+    """The pass gives the same values, for every objective; returns the last graph."""
+    gm = torch.fx.symbolic_trace(function)
+    with torch.no_grad():
+        for objective in ("flops", "time"):
+            fast = ce_fx.rewrite(gm, inputs, objective=objective, tune=False, verify=False)
+            torch.testing.assert_close(fast(*inputs), function(*inputs), rtol=1e-9, atol=1e-9)
+    return fast
+
+
+CASES = {
+    "slice a result": (lambda x, a: (x @ a)[:, 1:3], [(3, 4), (4, 5)], 1),
+    "slice with a step": (lambda x, a: (x @ a)[:, ::2], [(3, 4), (4, 5)], 1),
+    "slice an operand": (lambda x, a: x[:, 1:] @ a[1:], [(3, 4), (4, 5)], 1),
+    "slice from behind": (lambda x, a: x[:, -2:] @ a[:2], [(3, 4), (4, 5)], 1),
+    "slice of a slice": (lambda x, a: (x @ a)[:, 1:][:, ::2], [(3, 4), (4, 5)], 1),
+    "one position": (lambda x, a: (x @ a)[:, 2], [(3, 4), (4, 5)], 1),
+    "narrow": (lambda x, a: (x @ a).narrow(1, 1, 2) * 2, [(3, 4), (4, 5)], 1),
+    "slice of merged axes": (lambda x, a: (x @ a).reshape(3, 6)[:, :].reshape(3, 2, 3)[:, 1:], [(3, 4), (4, 6)], 1),
+    "concatenate and contract": (lambda x, y, a: torch.cat([x, y], 1) @ a, [(3, 2), (3, 3), (5, 4)], 2),
+    "concatenate kernels": (lambda x, a, b: x @ torch.cat([a, b], 0), [(3, 5), (2, 4), (3, 4)], 2),
+    "concatenate, slice": (lambda x, y: torch.cat([x, y], 1)[:, :2] * y[:, :2], [(3, 2), (3, 3)], 1),
+    "concatenate twice": (
+        lambda x, y, a: torch.cat([torch.cat([x, y], 1), x], 1) @ a,
+        [(3, 2), (3, 3), (7, 4)],
+        3,
+    ),
+    "stack and contract": (
+        lambda x, y, a: torch.einsum("nbc,nc->b", torch.stack([x, y]), a),
+        [(3, 2), (3, 2), (2, 2)],
+        2,
+    ),
+    "concatenate and sum": (lambda x, y: torch.cat([x, y], 1).sum(1), [(3, 2), (3, 3)], 2),
+    "pad and convolve": (lambda x, w: F.conv1d(F.pad(x, (1, 2)), w), [(2, 3, 6), (4, 3, 3)], 1),
+    "crop a convolution": (lambda x, w: F.conv1d(x, w, padding=1)[..., 1:-1], [(2, 3, 6), (4, 3, 3)], 1),
+    "slice channels of a convolution": (lambda x, w: F.conv1d(x, w, padding=1)[:, 1:3], [(2, 3, 6), (4, 3, 3)], 1),
+    "pad with negative numbers": (lambda x, w: F.conv1d(F.pad(x, (-1, 1)), w), [(2, 3, 6), (4, 3, 3)], 1),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_lifts_and_is_exact(name):
+    function, shapes, terms = CASES[name]
+    inputs = [rand(*shape) for shape in shapes]
+    assert_lifts(function, *inputs, terms=terms)
+    assert_exact(function, *inputs)
+
+
+def test_a_concatenation_that_is_the_result_ends_two_regions():
+    def function(x, a, b, c):
+        return torch.cat([x @ a @ b, x @ c @ b], 1)
+
+    inputs = rand(3, 4), rand(4, 2), rand(2, 5), rand(4, 2)
+    found, _ = regions_of(function, *inputs)
+    assert [len(region.nodes) for region in found.regions] == [2, 2]
+    assert_exact(function, *inputs)
+
+
+def test_a_padded_result_ends_a_region():
+    def function(x, a, b):
+        return F.pad(x @ a @ b, (1, 1))
+
+    inputs = rand(3, 4), rand(4, 2), rand(2, 5)
+    found, _ = regions_of(function, *inputs)
+    assert [len(region.nodes) for region in found.regions] == [2]
+    assert_exact(function, *inputs)
+
+
+def test_zeros_between_a_padding_and_a_convolution_that_pads_too():
+    def function(x, w):
+        return F.conv1d(F.pad(F.conv1d(x, w), (1, 1)), w)
+
+    assert_exact(function, rand(2, 3, 8), rand(3, 3, 3))
+
+
+def test_segformers_fusion_becomes_a_sum_at_low_resolution():
+    def function(x, y, a, b, w):
+        up = F.interpolate(F.conv2d(y, b), size=(8, 8), mode="bilinear", align_corners=False)
+        return F.conv2d(torch.cat([F.conv2d(x, a), up], 1), w)
+
+    inputs = rand(2, 3, 8, 8), rand(2, 4, 4, 4), rand(6, 3, 1, 1), rand(6, 4, 1, 1), rand(5, 12, 1, 1)
+    found, _ = regions_of(function, *inputs)
+    (region,) = found.regions
+    assert [len(term.factors) for term in region.expression.terms] == [3, 5]
+    assert_exact(function, *inputs)
