@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ce_fx.capture.reading import Reading, read
 from ce_fx.decide import Context, Decision, decide, holds_product, unchanged
-from ce_fx.lift.regions import Region, Regions, find_regions
+from ce_fx.lift.regions import Region, Regions, find_regions, whole_parts
 from ce_fx.lower.extract import copy_of, inline
 from ce_fx.lower.price import ops_of_nodes
 from ce_fx.options import Options
@@ -111,7 +111,8 @@ def _decided(region: Region, context: Context) -> list[tuple[Region, Decision]]:
     if decision is None:
         return []
     if decision.candidate is None and len(region.expression.terms) > 1 and not decision.mismatch:
-        parts = [pair for part in region.parts if holds_product(part) for pair in _decided(part, context)]
+        whole = [one for part in region.parts for one in whole_parts(part) if holds_product(one)]
+        parts = [pair for part in whole for pair in _decided(part, context)]
         if any(part.candidate is not None for _, part in parts):
             return parts
     return [(region, decision)]

@@ -105,7 +105,7 @@ class _Growth:
                 continue
             self.grown[node] = result
             self.absorbed.update(n for n in result.nodes if n is not node)
-        whole = [r for node, region in self.grown.items() if node not in self.absorbed for r in _whole_parts(region)]
+        whole = [r for node, region in self.grown.items() if node not in self.absorbed for r in whole_parts(region)]
         return Regions(tuple(sorted(whole, key=lambda region: self.order[region.output])), self.refusals)
 
     def _readable(self, node: Node) -> bool:
@@ -308,13 +308,13 @@ class _Parts:
         return self.leaves.setdefault(Derived("part", (source,), params), len(self.leaves))
 
 
-def _whole_parts(region: Region) -> Iterator[Region]:
+def whole_parts(region: Region) -> Iterator[Region]:
     """The region, or where it is partial the regions that it grew from."""
     if not region.partial:
         yield region
         return
     for part in region.parts:
-        yield from _whole_parts(part)
+        yield from whole_parts(part)
 
 
 def _renumber(region: Region, leaves: dict[Node | Derived, int]) -> Expression:

@@ -27,6 +27,10 @@ def _rsqrt(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: M
     return graph.call_function(torch.rsqrt, (shifted,))
 
 
+def _reciprocal(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
+    return graph.call_function(torch.reciprocal, (sources[0],))
+
+
 def _ones(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
     return graph.call_function(torch.ones, (list(params),), dict(like))
 
@@ -91,6 +95,7 @@ def _part(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Ma
 KINDS: dict[str, Maker] = {
     "part": _part,
     "rsqrt": _rsqrt,
+    "reciprocal": _reciprocal,
     "ones": _ones,
     "full": _full,
     "eye": _eye,
@@ -99,5 +104,5 @@ KINDS: dict[str, Maker] = {
     "avg_pool": _avg_pool,
 }
 
-POSITIVE = {"rsqrt"}
-"""Kinds whose sources must be positive."""
+POSITIVE = {"rsqrt", "reciprocal"}
+"""Kinds that are tried on positive sources: variances, and norms that are not nearly zero."""

@@ -214,6 +214,13 @@ def _add(node: Node) -> tuple[Op, ...]:
     return (Op("add", 0, 1, 1, _elements(node), _elements(*node.all_input_nodes, node)),)
 
 
+@_prices(aten.batch_norm.default)
+def _batch_norm(node: Node) -> tuple[Op, ...]:
+    """One pass over the activation, two where the statistics are the batch's."""
+    passes = 2 if node.args[5] else 1
+    return (Op("add", 0, 1, 1, _elements(node), (1 + passes) * _elements(node)),)
+
+
 @_prices(aten.sum.dim_IntList, aten.sum.default)
 def _sum(node: Node) -> tuple[Op, ...]:
     """Elements in a row are those behind the last summed dim, or the summed ones where that is the last."""

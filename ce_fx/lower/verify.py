@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
+from ce_fx.lower.extract import copy_of
 from ce_fx.sizes import hint
 
 
@@ -72,12 +75,35 @@ def mismatch(
 
 def _in_double(run: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor | None:
     """A result in double precision; None where the nodes ask for another dtype."""
+    if isinstance(run, GraphModule):
+        run = _with_double_constants(run)
     forward = getattr(run, "forward", run)  # a GraphModule prints what it raises
     try:
         result: Tensor = forward(*map(_double, leaves))
         return result
     except (RuntimeError, TypeError):  # operands of two dtypes
         return None
+
+
+def _with_double_constants(module: GraphModule) -> GraphModule:
+    """The module with the constants that it makes (`torch.eye(3, dtype=..)`) in double precision."""
+    made = [node for node in module.graph.nodes if node.kwargs.get("dtype") in _WIDER and not node.all_input_nodes]
+    if not made:
+        return module
+    copy = copy_of(module)
+    for node in copy.graph.nodes:
+        if not node.all_input_nodes and node.kwargs.get("dtype") in _WIDER:
+            node.kwargs = {**node.kwargs, "dtype": _WIDER[node.kwargs["dtype"]]}
+    copy.recompile()
+    return copy
+
+
+_WIDER: dict[Any, torch.dtype] = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+}
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -73,6 +73,7 @@ def _part(sources, shape, dim, start, length, step):
 
 
 DERIVED = {
+    "reciprocal": lambda sources: 1 / sources[0],
     "part": _part,
     "rsqrt": lambda sources, eps: 1 / torch.sqrt(sources[0] + eps),
     "ones": lambda _sources, *shape: torch.ones(shape, dtype=torch.float64),

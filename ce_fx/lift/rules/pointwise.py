@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from ce_fx.algebra import Expression, scale
+from ce_fx.algebra.derived import Derived
 from ce_fx.lift.products import contract
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands, fake_of, lifts
@@ -47,10 +48,19 @@ def mul(node: Node, operands: Operands) -> Expression | Refusal:
     aten.div_.Scalar,
 )
 def div(node: Node, operands: Operands) -> Expression | Refusal:
-    """Division by a number other than 0."""
+    """By a number other than 0; by a tensor that is not computed here it is a product with its reciprocal."""
     x, y = node.args[:2]
+    if isinstance(x, Node) and isinstance(y, Node):
+        if operands.inside(y):
+            return Refusal("division by a tensor that is computed within the region")
+        a, b = fake_of(x).ndim, fake_of(y).ndim
+        if not all(isinstance(size, int) for size in fake_of(y).shape):
+            return Refusal("division by a tensor of symbolic size")
+        n = max(a, b)
+        inverse = operands.derived(Derived("reciprocal", (y,)), fake_of(y).shape)
+        return contract((operands.tensor(x), inverse), (range(n - a, n), range(n - b, n)), range(n), operands.fresh)
     if not isinstance(y, (int, float, complex)) or y == 0:
-        return Refusal("division by a tensor or by zero")
+        return Refusal("division by zero, or by what is no number in the graph")
     return _scaled(node, x, 1 / y, operands)
 
 
