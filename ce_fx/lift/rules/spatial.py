@@ -256,8 +256,8 @@ def _with_axis(builder: Builder, dim: int, axis: tuple[Index, ...], terms: tuple
 
 
 def _slid_over(x: Expression, dim: int) -> bool:
-    """Whether an axis holds positions that a window gives."""
-    outs = {window.out for term in x.terms for window in term.windows}
+    """Whether an axis holds positions that a kernel slides over."""
+    outs = {window.out for term in x.terms for window in term.windows if window.taps}
     return any(index in outs and index.size != 1 for index in x.axes[dim])
 
 

@@ -169,6 +169,37 @@ def test_a_pooled_branch_next_to_a_convolution():
     assert_rewrites(branches, *args)
 
 
+def test_resized_branches_are_concatenated_and_mixed():
+    def head(a, b, c, u, v, w, mix):
+        y = [F.conv2d(x, kernel) for x, kernel in ((a, u), (b, v), (c, w))]
+        y = [F.interpolate(one, (8, 8), mode="bilinear", align_corners=False) for one in y]
+        return F.conv2d(torch.cat(y, 1), mix)
+
+    images = [rand(1, channels, size, size) for channels, size in ((2, 8), (3, 4), (5, 2))]
+    weights = [rand(6, channels, 1, 1) for channels in (2, 3, 5)]
+    args = (*images, *weights, rand(4, 18, 1, 1))
+    region = assert_lifts(head, *args, terms=3)
+    assert sorted(len(term.factors) for term in region.expression.terms) == [3, 5, 5]
+    assert_rewrites(head, *args)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: F.avg_pool2d(F.pad(F.conv2d(x, w), (1, 1, 1, 1)), 3, 1),
+        lambda x, w: F.avg_pool2d(F.pad(F.conv2d(x, w), (1, 1)), (1, 2)),
+        lambda x, w: F.adaptive_avg_pool2d(F.pad(F.conv2d(x, w), (1, 0, 0, 1)), 3),
+        lambda x, w: F.interpolate(F.pad(F.conv2d(x, w), (1, 2, -1, 0)), (6, 6), mode="bilinear"),
+        lambda x, w: F.conv2d(F.interpolate(x, (9, 9), mode="bilinear")[:, :, 1:-1, 2::3], w),
+        lambda x, w: F.conv2d(F.avg_pool2d(x, 2)[..., 1:], w),
+    ],
+)
+def test_crops_and_zeros_around(function):
+    args = rand(1, 2, 5, 6), rand(3, 2, 1, 1)
+    assert_lifts(function, *args)
+    assert_rewrites(function, *args, changed=None)
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
