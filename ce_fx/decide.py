@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ce_fx.algebra import Term
+from ce_fx.algebra import Term, axis_size
 from ce_fx.algebra.canonical import canonical
 from ce_fx.inner import run_by
 from ce_fx.lift.regions import Region
@@ -25,8 +25,8 @@ from ce_fx.plan.network import Operand
 from ce_fx.plan.path_info import step_lines
 from ce_fx.plan.plan import PlanError
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.tune.candidates import Problem
-from ce_fx.tune.choice import Choice, can_be_timed, choose
+from ce_fx.tune.candidates import Problem, candidates
+from ce_fx.tune.choice import Choice, by_prediction, can_be_timed, choose, kept_as_written
 from ce_fx.tune.cost import Cost, cost_of
 from ce_fx.tune.remembered import key_of, recall, remember
 from ce_fx.tune.runs import Inner
@@ -114,13 +114,12 @@ def unchanged(decision: Decision, reason: str) -> Decision:
 
 def _decide(region: Region, context: Context) -> Decision:
     text = str(region.expression)
-    widest = max(len(term.factors) for term in region.expression.terms)
-    if widest == 2 and sum(op.macs > 0 for op in ops_of_nodes(region.ops)) <= 1:
-        convolution = any(term.windows for term in region.expression.terms)
-        return _keep(text, _as_written(region, context), "one convolution" if convolution else "a single contraction")
+    alone = _nothing_to_reorder(region)
+    if alone and not context.fold:
+        return _keep(text, _as_written(region, context), alone)
     problem = problem_of(region, context)
     try:
-        problem, choice = _chosen(problem, region, context)
+        problem, choice = _less_work(problem) if alone else _chosen(problem, region, context)
     except (PlanError, LoweringError) as error:
         return _keep(text, problem.cost, str(error), "refused")
     before = _timed(problem.cost, choice.written)
@@ -155,6 +154,34 @@ def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem
     choice = choose(problem, tune, inner)
     remember(problem, key, choice)
     return problem, choice
+
+
+def _less_work(problem: Problem) -> tuple[Problem, Choice]:
+    """The choice for the same convolution with less around it, once scalings are folded into its kernel."""
+    same = [one for one in candidates(problem) if all(not plan.ways for plan in one.plans)]
+    return problem, by_prediction(problem, same, margin=1.0) if same else kept_as_written(problem)
+
+
+def _nothing_to_reorder(region: Region) -> str | None:
+    """Why no order can differ by more than scalings; None where one can.
+
+    Every product has one kernel at most beside what it is applied to, and no two products with kernels are of the same
+    leaf.
+    """
+    expression = region.expression
+    if sum(op.macs > 0 for op in ops_of_nodes(region.ops)) > len(expression.terms):
+        return None
+    met: set[int] = set()
+    busy = 0
+    for term in expression.terms:
+        wide = [factor.leaf for factor in term.factors if sum(axis_size(axis) > 1 for axis in factor.axes) > 1]
+        if len(wide) > 2 or (len(wide) == 2 and met.intersection(wide)):
+            return None
+        if len(wide) == 2:
+            met.update(wide)
+            busy += 1
+    kind = "convolution" if any(term.windows for term in expression.terms) else "contraction"
+    return f"one {kind}" if busy < 2 else f"{busy} separate {kind}s"
 
 
 def _inner(options: Options) -> Inner | None:

@@ -81,10 +81,16 @@ def choose(problem: Problem, tune: str | bool, inner: Inner | None = None) -> Ch
     return _by_clock(problem, found, predicted, inner, asked=tune is True)
 
 
-def by_prediction(problem: Problem, found: Sequence[Candidate]) -> Choice:
-    """The best candidate where it beats what is written by the margin."""
+def kept_as_written(problem: Problem) -> Choice:
+    """Nothing better was found."""
+    seconds = problem.cost.seconds
+    return Choice(None, seconds, seconds, False, _NO_GAIN[problem.objective])
+
+
+def by_prediction(problem: Problem, found: Sequence[Candidate], margin: float | None = None) -> Choice:
+    """The best candidate where it beats what is written by the margin, a share of its cost."""
     objective, before, after = problem.objective, problem.cost, found[0].cost
-    if after.of(objective) >= MARGIN[objective] * before.of(objective):
+    if after.of(objective) >= (margin or MARGIN[objective]) * before.of(objective):
         fewer = objective == "time" and min(one.cost.flops for one in found) < before.flops
         return Choice(None, before.seconds, before.seconds, False, _NO_GAIN["fewer" if fewer else objective])
     ratio = before.of(objective) / max(after.of(objective), 1e-12)
