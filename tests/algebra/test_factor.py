@@ -9,8 +9,8 @@ import torch
 from ce_fx.algebra import Expression, Factor, Index, Tap, Term, Window
 from ce_fx.algebra.factor import factor_out
 from ce_fx.algebra.program import Eye, Group, Place, Program
-from ce_fx.plan.network import Operand
-from ce_fx.plan.sums import Prices, build, networks, programs, with_steps
+from ce_fx.plan.network import Network, Operand
+from ce_fx.plan.sums import Prices, build, networks, own_axes, programs, with_steps
 from tests.evaluate import evaluate
 
 B, H = Index("b", 2), Index("h", 7)
@@ -182,3 +182,59 @@ def test_sixteen_products_are_planned_within_seconds():
     found = programs(expression, [Operand()] * len(sums.shapes), PRICES, 4)
     assert found
     assert isinstance(found[0], Program)
+
+
+def partitions(items):
+    """All ways to put items into blocks."""
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for blocks in partitions(rest):
+        yield [[first], *blocks]
+        for n, block in enumerate(blocks):
+            yield [*blocks[:n], [first, *block], *blocks[n + 1 :]]
+
+
+def least(expression, operands):
+    """The fewest multiply-adds of all forms: every partition, every core of every block, and so on for what is left."""
+    names = iter(range(10**6))
+
+    def price(term, axes, known):
+        own = own_axes(term, axes)
+        return flops(Network(term, own, [known[f.leaf] for f in term.factors])) if term.factors else 0
+
+    def block_price(members):
+        if len(members) == 1:
+            return price(expression.terms[members[0]], expression.axes, operands)
+        held = [[f.leaf for f in expression.terms[m].factors] for m in members]
+        shared = sorted(set.intersection(*map(set, held)))
+        lowest = float("inf")
+        for size in range(1, len(shared) + 1):
+            for core in combinations(shared, size):
+                fresh = lambda i: Index(f"{i.name.partition('#')[0]}#q{next(names)}", i.size)  # noqa: E731
+                result = factor_out(expression, members, core, len(operands), fresh)
+                if isinstance(result, str):
+                    continue
+                term, steps = result
+                known = [*operands, *(Operand() for _ in steps)]
+                cost = sum(price(s.terms[0], s.axes, known) for s in steps[:-1] if isinstance(s, Expression))
+                cost += least(steps[-1], known[:-1]) + price(term, expression.axes, known)
+                lowest = min(lowest, cost)
+        return lowest
+
+    return min(
+        sum(block_price(sorted(block)) for block in blocks) for blocks in partitions(range(len(expression.terms)))
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_best_program_is_the_best_of_all_forms(seed):
+    sums = Sums(seed)
+    expression = sums.expression()
+    expression = Expression(expression.axes, expression.terms[:4])
+    operands = [Operand()] * len(sums.shapes)
+    best = programs(expression, operands, PRICES, 1)[0]
+    known = with_steps(best, operands)
+    cost = sum(flops(n) for step in best.expressions for n in networks(step, known))
+    assert cost == least(expression, operands)
