@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from ce_fx.algebra import Term, axis_size
 from ce_fx.algebra.canonical import canonical
 from ce_fx.inner import run_by
-from ce_fx.lift.regions import Region
+from ce_fx.lift.region import Region
 from ce_fx.lower.extract import extract
 from ce_fx.lower.price import ops_of_nodes
 from ce_fx.lower.value import LoweringError
@@ -165,15 +165,19 @@ def _less_work(problem: Problem) -> tuple[Problem, Choice]:
 def _nothing_to_reorder(region: Region) -> str | None:
     """Why no order can differ by more than scalings; None where one can.
 
-    Every product has one kernel at most beside what it is applied to, and no two products with kernels are of the same
-    leaf.
+    Every product has one kernel at most beside what it is applied to and scalings of the result's axes, and no two
+    products with kernels are of the same leaf.
     """
     expression = region.expression
     if sum(op.macs > 0 for op in ops_of_nodes(region.ops)) > len(expression.terms):
         return None
     met: set[int] = set()
     busy = 0
+    kept = {index for axis in expression.axes for index in axis}
     for term in expression.terms:
+        narrow = [f for f in term.factors if sum(axis_size(axis) > 1 for axis in f.axes) < 2]
+        if any(index.size > 1 and index not in kept for factor in narrow for index in factor.indices):
+            return None
         wide = [factor.leaf for factor in term.factors if sum(axis_size(axis) > 1 for axis in factor.axes) > 1]
         if len(wide) > 2 or (len(wide) == 2 and met.intersection(wide)):
             return None

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from ce_fx.capture.reading import Reading, read
 from ce_fx.decide import Context, Decision, decide, holds_product, unchanged
-from ce_fx.lift.regions import Region, Regions, find_regions, whole_parts
+from ce_fx.lift.region import Region, Regions, whole_parts
+from ce_fx.lift.regions import find_regions
 from ce_fx.lower.extract import copy_of, inline
 from ce_fx.lower.price import ops_of_nodes
 from ce_fx.options import Options

@@ -12,9 +12,10 @@ joins a region around it.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 
 from torch import Tensor
@@ -28,51 +29,8 @@ from ce_fx.lift import rules as _rules  # noqa: F401  (importing it fills the ta
 from ce_fx.lift.blocks import Part, resolved
 from ce_fx.lift.products import drop_ones
 from ce_fx.lift.refusal import Refusal
-from ce_fx.lift.registry import RULES, Operands, sizes
-
-
-@dataclass(frozen=True)
-class Region:
-    """A stretch of the graph that is one expression.
-
-    Attributes:
-        output: the own node whose value the region computes.
-        nodes: the own nodes of the region in graph order; `output` is the last.
-        ops: their ATen nodes, in order.
-        leaves: leaf `n` of the expression is the value of own node `leaves[n]`.
-        carriers: their ATen nodes: an own node may be another value after it was written to.
-        lifted: what the region computes, as a region that absorbs this one continues.
-        expression: the same with slices and concatenations resolved; these may need further derived leaves.
-        partial: something could not be resolved, so this is no region unless another absorbs it.
-        derived: leaves `len(leaves)` and on, which are computed from others.
-        border: why the region could not grow into the operands it stops at, or None where it simply begins.
-        parts: the regions that it grew from, each of which could be replaced by itself.
-    """
-
-    output: Node
-    nodes: tuple[Node, ...]
-    ops: tuple[Node, ...]
-    leaves: tuple[Node, ...]
-    carriers: tuple[Node, ...]
-    lifted: Expression
-    expression: Expression
-    derived: tuple[Derived, ...] = ()
-    border: str | None = None
-    parts: tuple[Region, ...] = ()
-    partial: bool = False
-
-
-@dataclass(frozen=True)
-class Regions:
-    """What was found in a graph.
-
-    Attributes:
-        regions: in graph order, each as large as it could grow.
-        refusals: own nodes that stay as they are although one of their ops has a rule, with the reason.
-    """
-
-    regions: tuple[Region, ...]
-    refusals: dict[Node, Refusal]
+from ce_fx.lift.region import Region, Regions, most_in_one_product, renumbered, whole_parts, with_leaves
+from ce_fx.lift.registry import RULES, SPLITS, Operands, sizes
 
 
 def find_regions(graph: Graph, reading: Reading) -> Regions:
@@ -93,6 +51,7 @@ class _Growth:
         self.refusals: dict[Node, Refusal] = {}
         self.numbers = count()
         self.written = _writes(reading)
+        self.splits = {n for n, ops in reading.ops.items() if ops and ops[0].target in SPLITS and _all_parts(ops)}
 
     def run(self) -> Regions:
         for node in self.graph.nodes:
@@ -115,7 +74,7 @@ class _Growth:
         return isinstance(self.reading.values.get(node), Node)
 
     def _grow(self, node: Node) -> Region | Refusal:
-        inner = [n for n in dict.fromkeys(node.all_input_nodes) if self._joinable(n, node)]
+        inner = [n for n in dict.fromkeys(self._operands(node)) if self._joinable(n, node)]
         first = result = self._attempt(node, inner)
         if isinstance(result, Refusal) and len(inner) > 1:
             for cut in inner:
@@ -132,7 +91,16 @@ class _Growth:
 
     def _joinable(self, operand: Node, user: Node) -> bool:
         """Whether an operand's region may be absorbed: only this node uses its value, once."""
-        return operand in self.grown and set(operand.users) == {user} and _uses(user, operand) == 1
+        return operand in self.grown and self._readers(operand) == {user} and self._operands(user).count(operand) == 1
+
+    def _operands(self, node: Node) -> list[Node]:
+        """What a node reads, as often as it reads it; through a split, what is split."""
+        read = _operands(node)
+        return [n for one in read for n in (_operands(one) if one in self.splits else [one])]
+
+    def _readers(self, node: Node) -> set[Node]:
+        """What reads a node; through a split, what reads its parts."""
+        return {reader for user in node.users for reader in (user.users if user in self.splits else [user])}
 
     def _closed(self, region: Region) -> Region:
         """The region with those of its leaves absorbed that nothing outside it reads.
@@ -142,12 +110,12 @@ class _Growth:
         tried: set[Node] = set()
         while True:
             inside = set(region.nodes)
-            open_leaves = [n for n in region.leaves if n in self.grown and inside.issuperset(n.users)]
+            open_leaves = [n for n in region.leaves if n in self.grown and inside.issuperset(self._readers(n))]
             leaf = next((n for n in open_leaves if n not in tried), None)
             if leaf is None:
                 return region
             tried.add(leaf)
-            if _most_in_one_product(region, leaf) > 1:
+            if most_in_one_product(region, leaf) > 1:
                 continue
             inner = self.grown[leaf]
             nodes = sorted({*region.nodes, *inner.nodes}, key=self.order.__getitem__)
@@ -157,7 +125,8 @@ class _Growth:
 
     def _attempt(self, node: Node, inner: Sequence[Node]) -> Region | Refusal:
         """Lift a node with the regions of some operands joined; its other operands are leaves."""
-        return self._lift(node, [node], [self.grown[n] for n in inner], [self.grown[n] for n in inner])
+        new = [*(n for n in node.all_input_nodes if n in self.splits), node]
+        return self._lift(node, new, [self.grown[n] for n in inner], [self.grown[n] for n in inner])
 
     def _lift(
         self, output: Node, new: Sequence[Node], joined: Sequence[Region], parts: Sequence[Region]
@@ -177,7 +146,7 @@ class _Growth:
         if any(self.reading.states[n] != state for n in nodes):
             return Refusal("gradients are switched on or off in between")
         leaves: dict[Node | Derived, int] = {}
-        values = {self._value(part.output): _renumber(part, leaves) for part in joined}
+        values = {self._value(part.output): renumbered(part, leaves) for part in joined}
         refusal = self._run_rules(new, values, leaves)
         if refusal is not None:
             return refusal
@@ -194,6 +163,8 @@ class _Growth:
         reads = Counter(n for op in ops for n in _operands(op))
         operands = Operands(values, leaves, self.numbers, {n for n, times in reads.items() if times > 1})
         for op in ops:
+            if op.target in SPLITS:
+                continue  # its parts are read one by one
             rule = RULES.get(op.target)
             if rule is None:
                 return Refusal(f"{_name(op)} is not multilinear, or has no rule")
@@ -224,7 +195,7 @@ class _Growth:
         partial = isinstance(result, Refusal)
         given = [leaf for leaf in leaves if isinstance(leaf, Node)]
         derived = [leaf for leaf in leaves if isinstance(leaf, Derived)]
-        ops = tuple(op for n in nodes for op in self.reading.ops.get(n, ()))
+        ops = tuple(op for n in nodes for op in self.reading.ops.get(n, ()) if op.target not in SPLITS)
         own_leaves = self._own_leaves(given, nodes)
         if isinstance(own_leaves, Refusal):
             return own_leaves
@@ -239,8 +210,8 @@ class _Growth:
             ops,
             own_leaves,
             tuple(given),
-            _with_leaves(lifted, table),
-            _with_leaves(lifted if isinstance(result, Refusal) else drop_ones(result), table),
+            with_leaves(lifted, table),
+            with_leaves(lifted if isinstance(result, Refusal) else drop_ones(result), table),
             tuple(replace(leaf, sources=tuple(numbers[source] for source in leaf.sources)) for leaf in derived),
             next((part.border for part in parts if part.border), None),
             tuple(parts),
@@ -308,41 +279,6 @@ class _Parts:
         return self.leaves.setdefault(Derived("part", (source,), params), len(self.leaves))
 
 
-def whole_parts(region: Region) -> Iterator[Region]:
-    """The region, or where it is partial the regions that it grew from."""
-    if not region.partial:
-        yield region
-        return
-    for part in region.parts:
-        yield from whole_parts(part)
-
-
-def _renumber(region: Region, leaves: dict[Node | Derived, int]) -> Expression:
-    """A region's expression with its leaves numbered among those of the region that absorbs it."""
-    keys: list[Node | Derived] = [*region.carriers]
-    for leaf in region.derived:
-        keys.append(replace(leaf, sources=tuple(keys[source] for source in leaf.sources)))
-    used = _used(region.lifted, region.derived, len(region.carriers))
-    table = {n: leaves.setdefault(key, len(leaves)) for n, key in enumerate(keys) if n in used}
-    return _with_leaves(region.lifted, table)
-
-
-def _used(expression: Expression, derived: Sequence[Derived], given: int) -> set[int]:
-    """The leaves that an expression needs, and what these are derived from."""
-    used = {factor.leaf for term in expression.terms for factor in term.factors}
-    for n in reversed(range(len(derived))):
-        if given + n in used:
-            used.update(derived[n].sources)
-    return used
-
-
-def _with_leaves(expression: Expression, table: Mapping[int, int]) -> Expression:
-    terms = tuple(
-        replace(term, factors=tuple(replace(f, leaf=table[f.leaf]) for f in term.factors)) for term in expression.terms
-    )
-    return replace(expression, terms=terms)
-
-
 def _visible_write(
     op: Node, operands: Operands, ops: Sequence[Node], leaves: Collection[Node | Derived]
 ) -> Refusal | None:
@@ -390,13 +326,9 @@ def _operands(node: Node) -> list[Node]:
     return found
 
 
-def _uses(user: Node, operand: Node) -> int:
-    return _operands(user).count(operand)
-
-
-def _most_in_one_product(region: Region, leaf: Node) -> int:
-    number = region.leaves.index(leaf)
-    return max(sum(factor.leaf == number for factor in term.factors) for term in region.expression.terms)
+def _all_parts(ops: Sequence[Node]) -> bool:
+    """Whether an own node only splits a tensor: one op, and its parts."""
+    return all(op.target is operator.getitem and op.args[0] is ops[0] for op in ops[1:])
 
 
 def _shape(expression: Expression) -> list[int | str]:

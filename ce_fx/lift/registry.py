@@ -28,6 +28,9 @@ Rule: TypeAlias = "Callable[[Node, Operands], Expression | Refusal]"
 
 RULES: dict[Any, Rule] = {}
 
+SPLITS: set[Any] = set()
+"""ATen ops that give several parts of one tensor; each part is lifted as `operator.getitem` of the op."""
+
 
 def lifts(*targets: Any) -> Callable[[Rule], Rule]:
     """Register a rule for some ATen overloads.
@@ -96,6 +99,10 @@ class Operands:
     def inside(self, arg: Any) -> bool:
         """Whether an operand is computed within the region."""
         return arg in self._values
+
+    def again(self, arg: Any) -> Expression:
+        """The expression of a tensor operand over indices of its own, however often it is read."""
+        return self._renamed(self.tensor(arg))
 
     def _renamed(self, value: Expression) -> Expression:
         indices = frozenset(flat(value.axes)).union(*(term.indices for term in value.terms))

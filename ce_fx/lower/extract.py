@@ -79,10 +79,14 @@ def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region:
 
 
 def replace_region(output: Node, new: Node, region: Sequence[Node]) -> None:
-    """Hand all uses of a region's value to another node, and erase the region's nodes (in graph order)."""
+    """Hand all uses of a region's value to another node, and erase the region's nodes (in graph order).
+
+    What others read as well stays: a split, of which each region takes a part.
+    """
     output.replace_all_uses_with(new)
     for node in reversed(region):
-        output.graph.erase_node(node)
+        if not node.users:
+            output.graph.erase_node(node)
 
 
 def copy_of(gm: GraphModule) -> GraphModule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from ce_fx.algebra import Expression
 from ce_fx.lift.blocks import mapped
 from ce_fx.lift.products import add
 from ce_fx.lift.refusal import Refusal
-from ce_fx.lift.registry import Operands, fake_of, lifts
+from ce_fx.lift.registry import SPLITS, Operands, fake_of, lifts
 
 aten = torch.ops.aten
 
@@ -49,6 +50,39 @@ def select(node: Node, operands: Operands) -> Expression | Refusal:
     if isinstance(result, Refusal):
         return result
     return Expression((*result.axes[:dim], *result.axes[dim + 1 :]), result.terms)
+
+
+SPLITS.update(
+    {
+        aten.split.Tensor,
+        aten.split.sizes,
+        aten.split_with_sizes.default,
+        aten.chunk.default,
+        aten.tensor_split.sections,
+        aten.tensor_split.indices,
+        aten.unbind.int,
+    }
+)
+
+
+@lifts(operator.getitem)
+def part_of_split(node: Node, operands: Operands) -> Expression | Refusal:
+    """One part of a split; of an unbind, one position of an axis that goes."""
+    split, number = _plain(node.args)
+    x, *more = _plain(split.args)
+    unbound = split.target is aten.unbind.int
+    dim = more[0 if unbound else 1] if len(more) > (0 if unbound else 1) else split.kwargs.get("dim", 0)
+    if not isinstance(number, int) or not isinstance(dim, int):
+        return Refusal("a part of a split that is not named by a number")
+    dim %= fake_of(x).ndim
+    sizes = [1 if unbound else part.shape[dim] for part in split.meta["val"]]
+    if not _all_int([*sizes, fake_of(x).shape[dim]]):
+        return Refusal("a split of a symbolic size")
+    number %= len(sizes)
+    result = mapped(operands.again(x), dim, sizes[number], 1, -sum(sizes[:number]), operands)
+    if unbound and isinstance(result, Expression):
+        return Expression((*result.axes[:dim], *result.axes[dim + 1 :]), result.terms)
+    return result
 
 
 @lifts(aten.cat.default, aten.concat.default, aten.stack.default)

@@ -41,6 +41,13 @@ CASES = {
         2,
     ),
     "concatenate and sum": (lambda x, y: torch.cat([x, y], 1).sum(1), [(3, 2), (3, 3)], 2),
+    "parts of a chunk": (lambda x, a: x.chunk(2, 1)[0] @ a + x.chunk(2, 1)[1] @ a, [(3, 4), (2, 5)], 2),
+    "two parts of one split": (
+        lambda x, a: (lambda p: p[0] @ a + p[1] @ a)(torch.split(x @ x, [2, 2], 1)),
+        [(4, 4), (2, 5)],
+        2,
+    ),
+    "unbind": (lambda x, a: (lambda p: p[0] @ a - p[1] @ a)(x.unbind(0)), [(2, 3, 4), (4, 5)], 2),
     "pad and convolve": (lambda x, w: F.conv1d(F.pad(x, (1, 2)), w), [(2, 3, 6), (4, 3, 3)], 1),
     "crop a convolution": (lambda x, w: F.conv1d(x, w, padding=1)[..., 1:-1], [(2, 3, 6), (4, 3, 3)], 1),
     "slice channels of a convolution": (lambda x, w: F.conv1d(x, w, padding=1)[:, 1:3], [(2, 3, 6), (4, 3, 3)], 1),
@@ -63,6 +70,16 @@ def test_a_concatenation_that_is_the_result_ends_two_regions():
     inputs = rand(3, 4), rand(4, 2), rand(2, 5), rand(4, 2)
     found, _ = regions_of(function, *inputs)
     assert [len(region.nodes) for region in found.regions] == [2, 2]
+    assert_exact(function, *inputs)
+
+
+def test_parts_of_a_split_in_two_regions():
+    def function(x, a, b, c):
+        left, right = torch.functional.split(x @ a, 2, 1)[0], torch.functional.split(x @ a, 2, 1)[1]
+        parts = (x @ a).split(2, 1)
+        return torch.relu(parts[0] @ b @ c) + torch.relu(parts[1] @ c @ b) + torch.relu(left @ right.t() @ b)
+
+    inputs = rand(2, 3), rand(3, 4), rand(2, 2), rand(2, 2)
     assert_exact(function, *inputs)
 
 
