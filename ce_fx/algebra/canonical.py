@@ -45,14 +45,14 @@ def collected(expression: Expression) -> Expression:
     first: dict[object, Term] = {}
     kept = frozenset(flat(expression.axes))
     for term in expression.terms:
-        key = _key(term, kept)
+        key = term_key(term, kept)
         coefficients[key] = coefficients.get(key, 0) + term.coefficient
         first.setdefault(key, term)
     terms = tuple(replace(first[key], coefficient=c) for key, c in coefficients.items() if c != 0)
     return replace(expression, terms=terms)
 
 
-def _key(term: Term, kept: frozenset[Index]) -> object:
+def term_key(term: Term, kept: frozenset[Index]) -> object:
     """Equal for equal products: factors by leaf, indices that are not in the output by first use."""
     numbers: dict[Index, Index] = {}
 

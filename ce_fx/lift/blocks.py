@@ -18,6 +18,7 @@ from ce_fx.algebra import Axes, Axis, Expression, Factor, Index, Term, Window, a
 from ce_fx.lift.products import Builder, Refused, holders, lone_index
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands
+from ce_fx.lift.roll import rolled
 
 Narrow: TypeAlias = "Callable[[int, Part], int]"
 """Gives the number of a leaf that is a part of another."""
@@ -82,6 +83,7 @@ def resolved(expression: Expression, narrow: Narrow, fresh: Callable[[str, int],
         narrow: gives the number of a leaf that is a part of another.
         fresh: makes an index.
     """
+    expression = rolled(expression, fresh)
     kept = frozenset(flat(expression.axes))
     terms: list[Term] = []
     for term in expression.terms:

@@ -110,3 +110,29 @@ def test_segformers_fusion_becomes_a_sum_at_low_resolution():
     (region,) = found.regions
     assert [len(term.factors) for term in region.expression.terms] == [3, 5]
     assert_exact(function, *inputs)
+
+
+def unrolled(x, a, b, c):
+    """CP of a matrix, one rank-1 product after the other."""
+    return sum(torch.outer(x @ a[r], b[:, r]) * c[r] for r in range(3))
+
+
+def test_an_unrolled_loop_becomes_one_product():
+    inputs = rand(4, 5), rand(3, 5), rand(6, 3), rand(3)
+    region = assert_lifts(unrolled, *inputs, terms=1, factors=4)
+    assert not region.derived
+    assert_exact(unrolled, *inputs)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[(0, 1), (1, 2)], [(0, 0), (1, 1), (2, 2)], [(0, 2), (1, 1), (2, 0)], [(0, 0), (2, 2)], [(1, 0), (2, 1), (0, 2)]],
+)
+def test_positions_that_do_not_count_up_together_stay_apart(rows):
+    def function(x, a, b):
+        return sum(torch.outer(x @ a[r], b[q]) for r, q in rows)
+
+    inputs = rand(4, 5), rand(3, 5), rand(3, 6)
+    together = all(r - rows[0][0] == n and q - rows[0][1] == n for n, (r, q) in enumerate(sorted(rows)))
+    assert_lifts(function, *inputs, terms=1 if together else len(rows))
+    assert_exact(function, *inputs)
