@@ -95,7 +95,15 @@ def _conv_op(node: Node, reduce: int, columns: int, groups: int, window: int, ou
     return (Op(family, out * reduce, reduce, columns, pixels, _elements(*tensors, node)),)
 
 
-@_prices(aten.mm.default, aten.mv.default, aten.dot.default, aten.bmm.default, aten.matmul.default)
+@_prices(
+    aten.mm.default,
+    aten.mv.default,
+    aten.dot.default,
+    aten.vdot.default,
+    aten.bmm.default,
+    aten.matmul.default,
+    aten.linalg_matmul.default,
+)
 def _matmul(node: Node) -> tuple[Op, ...]:
     """[..., i, k] @ [..., k, j]; a batch axis on both sides makes it batched."""
     x, y = (_shape(arg) for arg in node.args[:2])
@@ -123,6 +131,62 @@ def _addmm(node: Node) -> tuple[Op, ...]:
     x, y = (_shape(arg) for arg in node.args[1:3])
     family = "mm" if len(x) == 2 else "bmm"
     return (Op(family, prod(_shape(node)) * x[-1], x[-1], y[-1], x[-2], _elements(*node.args[1:3], node)),)
+
+
+@_prices(aten.addmv.default, aten.addbmm.default)
+def _add_product(node: Node) -> tuple[Op, ...]:
+    """[i, k] @ [k], or [b, i, k] @ [b, k, j] summed over b, which runs as one product."""
+    x, y = node.args[1:3]
+    reduce = _shape(x)[-1] * (_shape(x)[0] if len(_shape(x)) == 3 else 1)
+    columns = _shape(y)[2] if len(_shape(y)) == 3 else 1
+    rows = _shape(x)[-2]
+    return (Op("mm", rows * columns * reduce, reduce, columns, rows, _elements(x, y, node)),)
+
+
+@_prices(aten.inner.default)
+def _inner(node: Node) -> tuple[Op, ...]:
+    """[.., k] @ [.., k] of all leading dims; with a scalar a product position by position."""
+    x, y = node.args[:2]
+    if not _shape(x) or not _shape(y):
+        return _product(node)
+    (*left, k), (*right, _) = _shape(x), _shape(y)
+    return (Op("mm", _elements(node) * k, k, prod(right), prod(left), _elements(x, y, node)),)
+
+
+@_prices(aten.chain_matmul.default, aten.linalg_multi_dot.default)
+def _chain(node: Node) -> tuple[Op, ...]:
+    """A product of matrices in the order of fewest multiply-adds, which is what torch takes."""
+    matrices: Any = node.args[0]
+    shapes = [_shape(matrix) for matrix in matrices]
+    shapes[0] = (1, *shapes[0]) if len(shapes[0]) == 1 else shapes[0]
+    sizes = [shapes[0][0], *(shape[0] for shape in shapes[1:]), shapes[-1][1] if len(shapes[-1]) == 2 else 1]
+    best: dict[tuple[int, int], tuple[Op, ...]] = {(n, n + 1): () for n in range(len(shapes))}
+    for length in range(2, len(shapes) + 1):
+        for start in range(len(shapes) - length + 1):
+            end = start + length
+            ways = [
+                (*best[start, cut], *best[cut, end], _gemm(sizes[start], sizes[cut], sizes[end]))
+                for cut in range(start + 1, end)
+            ]
+            best[start, end] = min(ways, key=lambda ops: sum(op.macs for op in ops))
+    return best[0, len(shapes)]
+
+
+def _gemm(rows: int, reduce: int, columns: int) -> Op:
+    """[rows, reduce] @ [reduce, columns]."""
+    elements = rows * reduce + reduce * columns + rows * columns
+    return Op("mm", rows * reduce * columns, reduce, columns, rows, elements)
+
+
+@_prices(aten.bilinear.default)
+def _bilinear(node: Node) -> tuple[Op, ...]:
+    """For every output: the left by its matrix, multiplied by the right and summed."""
+    x, y, weight = node.args[:3]
+    *lead, a = _shape(x)
+    columns, _, b = _shape(weight)
+    rows = prod(lead)
+    elements = columns * _elements(x, y) + _elements(weight, node)
+    return (Op("mm", rows * columns * a * b, a, b, rows, elements), Op("mul", rows * columns * b, 1, 1, rows, elements))
 
 
 @_prices(aten.tensordot.default)
@@ -201,7 +265,23 @@ def _pair(left: str, right: str, rest: str, sizes: dict[str, int]) -> Op:
     return Op(family, batch * k * rows * columns, k, columns, rows, elements)
 
 
-@_prices(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default)
+@_prices(
+    aten.mul.Tensor,
+    aten.mul.Scalar,
+    aten.mul_.Tensor,
+    aten.mul_.Scalar,
+    aten.multiply.Tensor,
+    aten.multiply.Scalar,
+    aten.div.Tensor,
+    aten.div.Scalar,
+    aten.div_.Tensor,
+    aten.div_.Scalar,
+    aten.true_divide.Tensor,
+    aten.true_divide.Scalar,
+    aten.neg.default,
+    aten.neg_.default,
+    aten.negative.default,
+)
 def _mul(node: Node) -> tuple[Op, ...]:
     """Tensor by tensor: one multiply for each output element; a number is not counted as a multiply-add."""
     tensors = node.all_input_nodes
@@ -209,7 +289,32 @@ def _mul(node: Node) -> tuple[Op, ...]:
     return (Op("mul", macs, 1, 1, _elements(node), _elements(*tensors, node)),)
 
 
-@_prices(aten.add.Tensor, aten.sub.Tensor)
+@_prices(aten.kron.default, aten.outer.default, aten.ger.default, aten.addr.default, aten.addcmul.default)
+def _product(node: Node) -> tuple[Op, ...]:
+    """One multiply for each output element."""
+    return (Op("mul", _elements(node), 1, 1, _elements(node), _elements(*node.all_input_nodes, node)),)
+
+
+@_prices(aten.linalg_vecdot.default)
+def _vecdot(node: Node) -> tuple[Op, ...]:
+    """A product, and a sum over one dim."""
+    x, y = node.args[:2]
+    macs = max(_elements(x), _elements(y))
+    return (Op("mul", macs, 1, 1, macs, _elements(x, y) + macs), Op("sum", 0, 1, macs, _elements(node), macs))
+
+
+@_prices(
+    aten.add.Tensor,
+    aten.add.Scalar,
+    aten.add_.Tensor,
+    aten.add_.Scalar,
+    aten.sub.Tensor,
+    aten.sub.Scalar,
+    aten.sub_.Tensor,
+    aten.sub_.Scalar,
+    aten.rsub.Tensor,
+    aten.rsub.Scalar,
+)
 def _add(node: Node) -> tuple[Op, ...]:
     return (Op("add", 0, 1, 1, _elements(node), _elements(*node.all_input_nodes, node)),)
 
@@ -221,7 +326,7 @@ def _batch_norm(node: Node) -> tuple[Op, ...]:
     return (Op("add", 0, 1, 1, _elements(node), (1 + passes) * _elements(node)),)
 
 
-@_prices(aten.sum.dim_IntList, aten.sum.default)
+@_prices(aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default)
 def _sum(node: Node) -> tuple[Op, ...]:
     """Elements in a row are those behind the last summed dim, or the summed ones where that is the last."""
     (source,) = node.all_input_nodes
@@ -232,7 +337,20 @@ def _sum(node: Node) -> tuple[Op, ...]:
     return (Op("sum", 0, 1, run, _elements(node), _elements(source, node)),)
 
 
-@_prices(aten.clone.default, aten.pad.default, aten.constant_pad_nd.default, aten.flip.default, aten.cat.default)
+@_prices(
+    aten.clone.default,
+    aten.pad.default,
+    aten.constant_pad_nd.default,
+    aten.flip.default,
+    aten.cat.default,
+    aten.concat.default,
+    aten.stack.default,
+    aten.repeat.default,
+    aten.tile.default,
+    aten.repeat_interleave.self_int,
+    aten.diag_embed.default,
+    aten.lift_fresh_copy.default,
+)
 def _copy(node: Node) -> tuple[Op, ...]:
     return (Op("copy", 0, 1, _run(node), _elements(node), 2 * _elements(node)),)
 
@@ -255,9 +373,64 @@ def _run(node: Node) -> int:
     return run
 
 
-@_prices(aten.reshape.default, aten.contiguous.default, aten.flatten.using_ints)
+@_prices(aten.reshape.default, aten.contiguous.default, aten.flatten.using_ints, aten.ravel.default)
 def _maybe_copy(node: Node) -> tuple[Op, ...]:
     """A reshape or `contiguous` copies where its result does not share the storage of its input."""
     source, value = node.args[0].meta["val"], node.meta["val"]
     shared = source.untyped_storage()._cdata == value.untyped_storage()._cdata
     return () if shared else _copy(node)
+
+
+@_prices(aten.eye.default, aten.ones.default, aten.zeros.default, aten.full.default)
+def _constant(node: Node) -> tuple[Op, ...]:
+    return (Op("add", 0, 1, 1, _elements(node), _elements(node)),)
+
+
+@_prices(
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    aten._upsample_nearest_exact1d.vec,
+    aten._upsample_nearest_exact2d.vec,
+    aten._upsample_nearest_exact3d.vec,
+)
+def _nearest(node: Node) -> tuple[Op, ...]:
+    """A copy, in whose rows every element is looked up."""
+    return (Op("copy", 0, 1, 1, _elements(node), 2 * _elements(node)),)
+
+
+_NEIGHBOURS = {
+    aten.upsample_linear1d.vec: 2,
+    aten.upsample_bilinear2d.vec: 4,
+    aten.upsample_trilinear3d.vec: 8,
+    aten.upsample_bicubic2d.vec: 16,
+}
+
+
+@_prices(*_NEIGHBOURS)
+def _resize(node: Node) -> tuple[Op, ...]:
+    """Every output element is a sum over its neighbours, and reads them."""
+    count, out = _NEIGHBOURS[node.target], _elements(node)
+    return (Op("mul", count * out, 1, 1, out, (count + 1) * out),)
+
+
+@_prices(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+def _avg_pool(node: Node) -> tuple[Op, ...]:
+    """Every output element reads its window."""
+    kernel: Any = node.args[1]
+    n = int(str(node.target).partition("d.")[0][-1])
+    window = prod(kernel) if len(kernel) == n else kernel[0] ** n
+    return (_reads(node, window),)
+
+
+@_prices(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
+def _adaptive_avg_pool(node: Node) -> tuple[Op, ...]:
+    """Every output element reads its part of the input; parts overlap by one position at most."""
+    sizes: Any = node.args[1]
+    axes = zip(_shape(node.args[0])[-len(sizes) :], _shape(node)[-len(sizes) :], strict=True)
+    return (_reads(node, prod(-(-size // out) for size, out in axes)),)
+
+
+def _reads(node: Node, window: int) -> Op:
+    """A sum of `window` input elements for each output element."""
+    return Op("add", 0, 1, 1, _elements(node), (window + 1) * _elements(node))

@@ -1,0 +1,82 @@
+"""Formulas of ATen ops: multiply-adds are those of the definition, and whatever moves bytes is counted."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ce_fx.capture.reading import read
+from ce_fx.lower.price import ops_of_nodes
+
+
+def priced(function, *shapes):
+    """The ops that a function of tensors is priced as."""
+    gm = torch.fx.symbolic_trace(function)
+    reading = read(gm, [torch.randn(shape) for shape in shapes])
+    assert not reading.failures
+    return ops_of_nodes([op for group in reading.ops.values() for op in group])
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "macs"),
+    [
+        (lambda x, y: torch.kron(x, y), [(2, 3), (4, 5)], 120),
+        (lambda x, y: torch.outer(x, y), [(3,), (4,)], 12),
+        (lambda z, x, y: torch.addr(z, x, y), [(3, 4), (3,), (4,)], 12),
+        (lambda x, y: torch.inner(x, y), [(2, 3), (4, 3)], 24),
+        (lambda x, y: torch.inner(x, y), [(2, 3), ()], 6),
+        (lambda x, y: torch.vdot(x, y), [(3,), (3,)], 3),
+        (lambda x, y: torch.linalg.vecdot(x, y), [(2, 3), (3,)], 6),
+        (lambda x, y: torch.linalg.matmul(x, y), [(2, 3), (3, 4)], 24),
+        (lambda z, x, y: torch.addmv(z, x, y), [(2,), (2, 3), (3,)], 6),
+        (lambda z, x, y: torch.addbmm(z, x, y), [(3, 5), (2, 3, 4), (2, 4, 5)], 120),
+        (lambda x, y: F.interpolate(x + y, (5, 5), mode="bilinear"), [(1, 2, 3, 3), (1, 2, 3, 3)], 4 * 50),
+        (lambda x, y: F.interpolate(x + y, 5, mode="linear"), [(1, 2, 3), (1, 2, 3)], 2 * 10),
+        (lambda x: F.interpolate(x, (5, 5), mode="bicubic"), [(1, 2, 3, 3)], 16 * 50),
+        (lambda x: F.interpolate(x, (5, 5)), [(1, 2, 3, 3)], 0),
+        (lambda x, y, w: F.bilinear(x, y, w), [(2, 3), (2, 4), (5, 3, 4)], 2 * 5 * 3 * 4 + 2 * 5 * 4),
+    ],
+)
+def test_multiply_adds(function, shapes, macs):
+    assert sum(op.macs for op in priced(function, *shapes)) == macs
+
+
+@pytest.mark.parametrize(
+    ("shapes", "macs"),
+    [
+        ([(10, 100), (100, 5), (5, 50)], 10 * 100 * 5 + 10 * 5 * 50),
+        ([(50, 5), (5, 100), (100, 10)], 5 * 100 * 10 + 50 * 5 * 10),
+        ([(7,), (7, 3), (3,)], 7 * 3 + 3),
+    ],
+)
+def test_a_chain_is_multiplied_in_its_best_order(shapes, macs):
+    names = ", ".join("xyz")
+    function = eval(f"lambda {names}: multi_dot([{names}])", {"multi_dot": torch.linalg.multi_dot})
+    assert sum(op.macs for op in priced(function, *shapes)) == macs
+
+
+@pytest.mark.parametrize(
+    ("function", "elements"),
+    [
+        (lambda x: F.avg_pool2d(x, 2), 5 * 2 * 4),
+        (lambda x: F.avg_pool2d(x, (3, 2), 1), 7 * 2 * 2 * 3),
+        (lambda x: F.adaptive_avg_pool2d(x, 1), 17 * 2),
+        (lambda x: F.adaptive_avg_pool2d(x, 3), 5 * 2 * 9),
+        (lambda x: F.interpolate(x, (8, 8)), 2 * 2 * 64),
+        (lambda x: F.interpolate(x, (8, 8), mode="area"), 2 * 2 * 64),
+        (lambda x: x.mean((2, 3)), 32 + 2),
+        (lambda x: x.repeat(1, 3, 1, 1), 2 * 96),
+        (lambda x: x.repeat_interleave(2, 1), 2 * 64),
+        (lambda x: torch.diag_embed(x), 2 * 128),
+        (lambda x: torch.stack([x, x]), 2 * 64),
+        (lambda x: torch.eye(4, dtype=x.dtype), 16),
+        (lambda x: x.mul_(2), 64),
+        (lambda x: x.add_(1), 64),
+    ],
+)
+def test_bytes_moved(function, elements):
+    (op,) = priced(function, (1, 2, 4, 4))
+    assert (op.macs, op.elements) == (0, elements)
+
+
+def test_views_are_free():
+    assert not priced(lambda x: x.diagonal(0, 1, 2).mH, (2, 4, 4))
