@@ -20,11 +20,13 @@ from ce_fx.lift.products import reshape as reshape_expression
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands, fake_of, lifts, sizes
 from ce_fx.lift.rules.contraction import matmul
+from ce_fx.lift.rules.shape import detach
 from ce_fx.lift.rules.spatial import arguments
 
 aten = torch.ops.aten
 
 lifts(aten.linalg_matmul.default)(matmul)
+lifts(aten.detach_.default)(detach)
 
 
 @lifts(aten.kron.default)

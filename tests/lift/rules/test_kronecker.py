@@ -142,6 +142,13 @@ def test_noise_between_products():
     product_of(lambda x, a, b: lift(x @ a).conj() @ b, (2, 3), (3, 4), (4, 5), factors=3)
 
 
+def test_a_constant_as_export_spells_it():
+    """`x @ a @ b + torch.tensor(..)`: the constant is copied, and detached in place."""
+    aten = torch.ops.aten
+    function = lambda x, a, b, c: x @ a @ b + aten.detach_.default(aten.lift_fresh_copy.default(c))
+    assert_lifts(function, rand(2, 3), rand(3, 4), rand(4, 5), rand(5), terms=2)
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
