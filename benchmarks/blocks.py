@@ -819,7 +819,7 @@ def cp_rebuilt(layer: CPTerms, x: Tensor) -> Tensor:
 
 
 class TTLinear(nn.Module):
-    """A linear layer with a tensor-train weight, as one einsum over x and the cores, bias added."""
+    """A linear layer with a tensor-train weight, as one einsum over the cores and x, bias added."""
 
     def __init__(self, modes: tuple[int, int, int], rank: int) -> None:
         super().__init__()
@@ -831,8 +831,8 @@ class TTLinear(nn.Module):
         self.bias = nn.Parameter(torch.randn(modes[0] * modes[1] * modes[2]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Goes from left to right where opt_einsum is not installed, and then makes large intermediates."""
-        y = torch.einsum("... a b c, apr, rbqs, sco -> ... pqo", x.unflatten(-1, self.modes), *self.cores)
+        """From left to right, as where opt_einsum is not installed, the weight is built first."""
+        y = torch.einsum("apr, rbqs, sco, ... abc -> ... pqo", *self.cores, x.unflatten(-1, self.modes))
         return y.flatten(-3) + self.bias
 
 
@@ -892,7 +892,7 @@ def _cp(stacked: bool, small: bool) -> nn.Module:
 
 
 def _tt_linear(small: bool) -> nn.Module:
-    return TTLinear((2, 3, 2), 2) if small else TTLinear((8, 16, 8), 16)
+    return TTLinear((2, 3, 2), 2) if small else TTLinear((8, 16, 8), 4)
 
 
 # --- What must stay as it is ------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tune", choices=list(TUNE), default="auto")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--opt-einsum", action="store_true", help="let torch.einsum use it; else it goes left to right")
     parser.add_argument("--small", action="store_true", help="the sizes of the tests: times mean nothing")
     parser.add_argument("--verbose", action="store_true", help="print the regions below each row")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write; else benchmarks/results")
@@ -269,12 +270,13 @@ def main(arguments: Sequence[str] | None = None) -> Run:
     torch.set_num_threads(args.threads)
     found = chosen(args.only, args.mode)
     options = {"benchmark": "sums", "tune": args.tune, "device": args.device, "small": args.small}
+    options["opt_einsum"] = args.opt_einsum
     tune: Any = TUNE[args.tune]
     settings = Settings(args.rounds, tune=tune, device=args.device, small=args.small)
     path = args.json or FOLDER / f"sums-{time.strftime('%Y%m%d-%H%M%S')}.json"
     run, rows = Run(machine(), options), []
     warnings.filterwarnings("ignore", message=".*TF32.*")
-    with own_cache():
+    with own_cache(), torch.backends.opt_einsum.flags(enabled=args.opt_einsum):
         time_model(settings.device, measure=settings.tune is not False)
         for row in measured(found, settings, args.fold):
             rows.append(row)
