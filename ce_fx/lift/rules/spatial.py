@@ -54,6 +54,8 @@ def resize(node: Node, operands: Operands) -> Expression | Refusal:
     mode, align, scales = _RESIZES[node.target], given.get("align_corners"), given["scale_factors"]
     if scales is not None and not all(isinstance(factor, (int, float)) for factor in scales):
         return Refusal("a resize by what is no number in the graph")
+    if scales is not None and not align and _gradient_is_another(mode, sizes, scales):
+        return Refusal("a resize whose gradient, in torch, does not belong to its values")
 
     def step(x: Expression, dim: int, place: int) -> Expression:
         size, out = sizes[place]
@@ -64,6 +66,19 @@ def resize(node: Node, operands: Operands) -> Expression | Refusal:
         return _by_matrix(x, dim, leaf, (size, out), operands)
 
     return _along_axes(node, operands, len(sizes), step)
+
+
+def _gradient_is_another(mode: str, sizes: Sequence[tuple[int, int]], scales: Sequence[float]) -> bool:
+    """Whether torch's backward may read other neighbours than its forward: both would have to be kept.
+
+    Where a size stays or doubles (bicubic: where all stay) the backward on CPU takes a short cut that forgets a factor
+    which is not the ratio of the sizes; the forward of nearest with two axes takes it too.
+    """
+    both = zip(sizes, scales, strict=True)
+    odd = [(size, out) for (size, out), factor in both if size > 1 and out != size * factor]
+    if mode == "bicubic":
+        return bool(odd) and all(size == out for size, out in sizes)
+    return mode == "nearest" and len(sizes) != 2 and any(out in (size, 2 * size) for size, out in odd)
 
 
 @lifts(aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec)

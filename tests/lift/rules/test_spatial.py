@@ -26,7 +26,32 @@ def test_resize(data):
         factors = [(0.5, 0.7, 1.0, 1.3, 2.0, 2.6) if size > 1 else (1.0, 1.3, 2.0, 2.6) for size in sizes]
         how = {"scale_factor": [data.draw(st.sampled_from(some)) for some in factors]}
         how["recompute_scale_factor"] = data.draw(st.booleans())
-    assert_lifts(lambda x: F.interpolate(x, **how, mode=mode, align_corners=align), rand(1, 2, *sizes))
+    function = lambda x: F.interpolate(x, **how, mode=mode, align_corners=align)
+    x = rand(1, 2, *sizes).requires_grad_()
+    found, _ = regions_of(function, x)
+    if found.refusals:
+        assert mode in ("nearest", "bicubic") and "gradient" in refusal(function, x)
+    else:
+        assert_lifts(function, x.detach())
+        assert not _forgets_a_factor(function, x)
+
+
+def _forgets_a_factor(function, x):
+    """Whether what torch takes for the gradient is not the transpose of what it computes."""
+    rows = torch.stack([function(unit.view(x.shape)).flatten() for unit in torch.eye(x.numel(), dtype=x.dtype)])
+    y = function(x)
+    gradients = [torch.autograd.grad(y.flatten()[n], x, retain_graph=True)[0].flatten() for n in range(y.numel())]
+    return not torch.allclose(rows, torch.stack(gradients, 1))
+
+
+def test_a_resize_whose_gradient_is_another_is_refused():
+    """Two of three positions are at another place, but their gradients go straight back."""
+    for function, x in (
+        (lambda x: F.interpolate(x, scale_factor=1.3), rand(1, 1, 3)),
+        (lambda x: F.interpolate(x, scale_factor=1.2, mode="bicubic"), rand(1, 1, 3, 3)),
+    ):
+        assert _forgets_a_factor(function, x.requires_grad_())
+        assert "gradient" in refusal(function, x)
 
 
 @pytest.mark.parametrize(("mode", "n"), CASES)
