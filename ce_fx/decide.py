@@ -96,8 +96,18 @@ def decide(region: Region, context: Context) -> Decision | None:
         return None
     key = _signature(region, context)
     if key not in context.decided:
-        context.decided[key] = _decide(region, context)
+        context.decided[key] = _decide_or_keep(region, context)
     return context.decided[key]
+
+
+def _decide_or_keep(region: Region, context: Context) -> Decision:
+    """The decision; where something goes wrong the region runs as written, and the other regions are not lost."""
+    try:
+        return _decide(region, context)
+    except Exception as error:
+        log.warning("%s runs as written: %s: %s", region.expression, type(error).__name__, error, exc_info=True)
+        reason = f"ce_fx failed on this region ({type(error).__name__}: {error})"
+        return _keep(str(region.expression), _as_written(region, context), reason, "refused")
 
 
 def holds_product(region: Region) -> bool:
@@ -175,9 +185,11 @@ def _nothing_to_reorder(region: Region) -> str | None:
     busy = 0
     kept = {index for axis in expression.axes for index in axis}
     for term in expression.terms:
-        narrow = [f for f in term.factors if sum(axis_size(axis) > 1 for axis in f.axes) < 2]
-        if any(index.size > 1 and index not in kept for factor in narrow for index in factor.indices):
-            return None
+        slid = {i for w in term.windows for i in (w.features, *(tap.index for tap in w.taps))}
+        for index in term.indices - kept - slid:
+            held = [f for f in term.factors if index in f.indices]
+            if index.size > 1 and (len(held) < 2 or any(sum(axis_size(a) > 1 for a in f.axes) < 2 for f in held)):
+                return None
         wide = [factor.leaf for factor in term.factors if sum(axis_size(axis) > 1 for axis in factor.axes) > 1]
         if len(wide) > 2 or (len(wide) == 2 and met.intersection(wide)):
             return None

@@ -91,8 +91,9 @@ def cropped_or_padded(graph: Graph, node: Node, pads: Sequence[Pad]) -> Node:
         kept = pad.length if pad.circular else max(0, last - first)
         if kept < pad.length:
             node = graph.call_function(torch.narrow, (node, place - count, min(first, pad.length), kept))
-        left = 0 if pad.circular else max(0, pad.left)
-        zeros.append((left, 0 if pad.circular else pad.left + pad.length + pad.right - kept - left))
+        whole = kept if pad.circular else pad.left + pad.length + pad.right
+        left = 0 if pad.circular else max(0, pad.left if kept else min(pad.left, whole))
+        zeros.append((left, whole - kept - left))
     amounts = [amount for pair in reversed(zeros) for amount in pair]
     while len(amounts) > 2 and amounts[-2:] == [0, 0]:
         amounts = amounts[:-2]

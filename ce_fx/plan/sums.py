@@ -170,9 +170,11 @@ class _Search:
         self.deadline = deadline
         self.known: dict[object, float] = {}
 
-    def recipes(self, expression: Expression, operands: tuple[Operand, ...]) -> dict[Recipe, float]:
-        """All evaluations that were looked at, with their prices."""
-        return _Sum(self, expression, operands).search()
+    def recipes(
+        self, expression: Expression, operands: tuple[Operand, ...], eyes: frozenset[int] = frozenset()
+    ) -> dict[Recipe, float]:
+        """All evaluations that were looked at, with their prices; `eyes` are leaves that are identity matrices."""
+        return _Sum(self, expression, operands, eyes).search()
 
     def product(self, term: Term, axes: Axes, operands: Sequence[Operand]) -> float:
         """The price of a product; equal ones are priced once."""
@@ -195,13 +197,16 @@ class _Search:
 class _Sum:
     """The search for one sum."""
 
-    def __init__(self, search: _Search, expression: Expression, operands: tuple[Operand, ...]) -> None:
+    def __init__(
+        self, search: _Search, expression: Expression, operands: tuple[Operand, ...], eyes: frozenset[int]
+    ) -> None:
         self.search_of = search
+        self.eyes = eyes
         self.expression = expression
         self.operands = operands
         self.result = _operand(expression, operands)
         self.alone = [self._product(term) for term in expression.terms]
-        self.cores = _cores(expression)
+        self.cores = _cores(expression, eyes)
         self.groups: dict[tuple[int, tuple[int, ...]], tuple[Group, float] | None] = {}
 
     def search(self) -> dict[Recipe, float]:
@@ -294,7 +299,8 @@ class _Sum:
             known.append(_operand(step, known))
         rest = steps[-1]
         assert isinstance(rest, Expression)
-        inner = self.search_of.recipes(rest, tuple(known))
+        made = {len(self.operands) + n for n, step in enumerate(steps) if isinstance(step, Eye)}
+        inner = self.search_of.recipes(rest, tuple(known), self.eyes | made)
         recipe, cost = min(inner.items(), key=lambda pair: pair[1])
         known.append(_operand(rest, known))
         costs += [cost, self.search_of.product(term, own_axes(term, self.expression.axes), known)]
@@ -304,9 +310,12 @@ class _Sum:
         return self.search_of.product(term, own_axes(term, self.expression.axes), self.operands)
 
 
-def _cores(expression: Expression) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Sets of leaves that several products hold once each, with those products; the larger sets first."""
-    held = [_held_once(term) for term in expression.terms]
+def _cores(expression: Expression, eyes: frozenset[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Sets of leaves that several products hold once each, with those products; the larger sets first.
+
+    Identity matrices that an earlier factoring made are none: factoring them out would make others.
+    """
+    held = [_held_once(term) - eyes for term in expression.terms]
     single = {frozenset((leaf,)) for a, b in combinations(held, 2) for leaf in a & b}
     shared = {a & b for a, b in combinations(held, 2) if a & b}
     for _ in range(2):  # and what several of these have in common

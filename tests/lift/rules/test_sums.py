@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import ce_fx
+from ce_fx import decide
 from tests.lift.helpers import assert_lifts, rand, refusal, regions_of
 
 
@@ -102,3 +104,51 @@ def test_a_write_to_a_value_with_another_view_is_refused():
 
     found, _ = regions_of(function, rand(3, 4), rand(3, 4))
     assert any("read elsewhere" in r.reason for r in found.refusals.values())
+
+
+def assert_exact(function, *inputs):
+    gm = torch.fx.symbolic_trace(function)
+    for objective in ("flops", "time"):
+        fast = ce_fx.rewrite(gm, inputs, objective=objective, tune=False, verify=False)
+        torch.testing.assert_close(fast(*inputs), function(*inputs), rtol=1e-9, atol=1e-9)
+
+
+def test_a_group_does_not_form_around_the_identity_of_another():
+    def function(x, s, r, w, k):
+        y = (x * s) @ r
+        return F.conv1d(y, w) + F.conv1d(y.reshape(6, 1, 6), k, padding=1).reshape(2, 3, 6)
+
+    assert_exact(function, rand(2, 3, 3), rand(3, 1), rand(3, 6), rand(3, 3, 1), rand(1, 1, 3))
+
+
+def test_nothing_but_padding_is_left():
+    def function(x, a, b):
+        return F.conv1d(F.pad(F.conv1d(x, a, stride=2), (2, -2)), b)
+
+    assert_exact(function, rand(2, 3, 4), rand(3, 3, 2), rand(2, 3, 2))
+
+
+def test_pooling_before_mixing_is_found():
+    def function(x, a):
+        return F.adaptive_avg_pool2d(F.conv2d(x, a), 1)
+
+    gm = torch.fx.symbolic_trace(function)
+    inputs = rand(2, 16, 14, 14), rand(32, 16, 1, 1)
+    fast = ce_fx.rewrite(gm, inputs, objective="flops", tune=False)
+    assert str(fast.graph) != str(gm.graph)
+    assert_exact(function, *inputs)
+
+
+def test_one_region_that_fails_does_not_take_the_others_along(monkeypatch):
+    whole = decide._decide
+    monkeypatch.setattr(decide, "_decide", lambda region, context: _failing(whole, region, context))
+    gm = torch.fx.symbolic_trace(lambda x, a, b, c: torch.relu(x @ a @ b) @ c @ b)
+    inputs = rand(64, 32), rand(32, 2), rand(2, 32), rand(32, 2)
+    fast = ce_fx.rewrite(gm, inputs, objective="flops", tune=False)
+    torch.testing.assert_close(fast(*inputs), gm(*inputs))
+
+
+def _failing(whole, region, context):
+    if len(context.decided) == 0:
+        raise RuntimeError("planted")
+    return whole(region, context)
