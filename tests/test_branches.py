@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections import Counter
+from dataclasses import replace
 from importlib import import_module
 from itertools import combinations
 from time import perf_counter
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import ce_fx
 from ce_fx.algebra.program import Group
-from ce_fx.capture.reading import written
+from ce_fx.capture.reading import read, written
 from ce_fx.tune import candidates
 from ce_fx.tune import choice as choices
 from tests import branches
@@ -60,6 +61,7 @@ class Picking:
 
     def decide(self, region, context):
         decision = deciding.decide(region, context)
+        assert decision is None or "ce_fx failed" not in decision.reason, decision.reason
         if decision is not None and decision.candidate is not None:
             terms = region.expression.terms
             held = Counter(leaf for term in terms for leaf in {factor.leaf for factor in term.factors})
@@ -121,6 +123,30 @@ def layout(tensor):
     return [stride if size != 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
+def foreseen(whole, grad):
+    """Whether the layouts of all values are those by fake tensors, by which graphs are compiled, and tell one order.
+
+    Kernels disagree with fake tensors where a dim has size 1 somewhere. And they look at the stride of such a dim, to
+    which a rewrite does not keep, to tell channels last from plain.
+    """
+    gm = trace(whole.model())
+    with torch.set_grad_enabled(grad):
+        inputs = [x.requires_grad_(grad) * 1 for x in whole.tensors()]
+        fakes = read(gm, inputs).fakes
+        real = {}
+
+        class Layouts(torch.fx.Interpreter):
+            def run_node(self, n):
+                result = super().run_node(n)
+                if isinstance(result, torch.Tensor):
+                    plain = torch.empty(result.shape).stride()
+                    real[n] = layout(result), 1 in result.shape and result.ndim == 4 and result.stride() != plain
+                return result
+
+        Layouts(gm).run(*inputs)
+    return all(layout(fakes[n]) == strides and not vague for n, (strides, vague) in real.items())
+
+
 def near(got, expected, what):
     assert got.shape == expected.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(expected.shape)}"
     assert got.dtype == expected.dtype, f"{what}: {got.dtype}, not {expected.dtype}"
@@ -129,13 +155,13 @@ def near(got, expected, what):
     assert error <= _TIGHT * scale, f"{what}: off by {error:.3g}"
 
 
-def same(mine, judge, model, judge_model, grad, what):
+def same(mine, judge, model, judge_model, grad, what, layouts):
     """Values, layouts, memory shared, writes to inputs and gradients; returns whether gradients were compared."""
     ours, theirs = [*mine[1], *mine[2]], [*judge[1], *judge[2]]
     for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         name = f"{what}, output {n}" if n < len(mine[1]) else f"{what}, input {n - len(mine[1])} afterwards"
         near(a.detach(), b.detach(), name)
-        assert layout(a) == layout(b), f"{name}: strides {a.stride()}, not {b.stride()}"
+        assert not layouts or layout(a) == layout(b), f"{name}: strides {a.stride()}, not {b.stride()}"
     assert aliases(ours) == aliases(theirs), f"{what}: memory is shared {aliases(ours)}, not {aliases(theirs)}"
     if not grad:
         return False
@@ -171,7 +197,9 @@ def compare(whole, seed, end_to_end=False, how=None):
             fast = ce_fx.optimize(model, tune=False, objective=objective)
             for mode in (grad, not grad):
                 judge = run(trace(judge_model), whole, mode)
-                same(run(fast, whole, mode), judge, model, judge_model, mode, f"{what}, optimize")
+                same(
+                    run(fast, whole, mode), judge, model, judge_model, mode, f"{what}, optimize", foreseen(whole, mode)
+                )
             failures = [row.reason for row in ce_fx.report(fast).layers if "ce_fx failed" in row.reason]
             assert not failures, failures
         else:
@@ -180,7 +208,8 @@ def compare(whole, seed, end_to_end=False, how=None):
                 examples = [x.requires_grad_(grad) * 1 for x in whole.tensors()]
                 new = ce_fx.rewrite(gm, examples, objective=objective, tune=False, verify=False)
             judge = run(trace(judge_model), whole, grad)
-            seen.seen["trained"] += same(run(new, whole, grad), judge, model, judge_model, grad, what)
+            mine = run(new, whole, grad)
+            seen.seen["trained"] += same(mine, judge, model, judge_model, grad, what, foreseen(whole, grad))
     return +seen.seen
 
 
@@ -275,7 +304,7 @@ def rewrites_of(whole, **options):
 
 @pytest.mark.xfail(
     strict=True,
-    raises=AttributeError,
+    raises=AssertionError,
     reason="a weight that cancels is no leaf of the wider region, whose nodes still read it",
 )
 def test_a_weight_that_cancels_is_read_by_the_nodes():
@@ -290,9 +319,6 @@ def test_a_weight_that_cancels_is_read_by_the_nodes():
     assert rewrites_of(written_as(text, {"x0": (2, 3, 4, 4)}, {"w0": (2, 3, 2, 2), "w1": (2, 3, 2, 2)}))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RecursionError, reason="identity matrices become cores, each group of which has new ones"
-)
 def test_a_matrix_and_its_transpose():
     text = """
         v0 = x0 @ self.w0
@@ -302,9 +328,6 @@ def test_a_matrix_and_its_transpose():
     assert rewrites_of(written_as(text, {"x0": (3, 4)}, {"w0": (4, 4)}))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="verification fills an expanded leaf, whose elements share memory"
-)
 def test_an_expanded_weight_is_verified():
     text = """
         v0 = self.w0.expand((3, 2, 2, 2))
@@ -316,7 +339,7 @@ def test_an_expanded_weight_is_verified():
     assert rewrites_of(whole, end_to_end=True)
 
 
-@pytest.mark.xfail(strict=True, raises=TimeoutError, reason="sums of sums are searched without a look at the clock")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="sums of sums are searched without a look at the clock")
 def test_two_long_products_that_share_all_but_one_leaf(monkeypatch):
     """Planning is bounded: 16 terms of 8 operands take 2 s; these are 2 of 8."""
     names = [f"w{n}" for n in range(6)]
@@ -332,4 +355,21 @@ def test_two_long_products_that_share_all_but_one_leaf(monkeypatch):
         return plans(*args, **options)
 
     monkeypatch.setattr(candidates, "make_plans", limited)
-    ce_fx.rewrite(trace(whole.model()), whole.tensors(), tune=False, verify=False)
+    compare(whole, 0, how="real")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=RuntimeError,
+    reason="convolutions read from the stride of a dim of size 1 that channels are last",
+)
+def test_one_channel_in_channels_last_keeps_later_views():
+    text = """
+        v0 = F.conv2d(x0, self.w0)
+        v1 = F.conv2d(v0, self.w1)
+        v2 = F.conv2d(torch.relu(v1), self.w2)
+        v3 = v2.permute(0, 2, 3, 1).view(-1, 4)
+    """
+    weights = {"w0": (3, 3, 1, 1), "w1": (1, 3, 3, 3), "w2": (4, 1, 3, 3)}
+    whole = written_as(text, {"x0": (2, 3, 6, 7)}, weights)
+    assert rewrites_of(replace(whole, last=frozenset(whole.inputs)))
