@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from ce_fx.algebra import Term, axis_size
 from ce_fx.algebra.canonical import canonical
@@ -185,6 +186,8 @@ def _nothing_to_reorder(region: Region) -> str | None:
     busy = 0
     kept = {index for axis in expression.axes for index in axis}
     for term in expression.terms:
+        if any(len(w.taps) > 1 for w in term.windows):
+            return None
         slid = {i for w in term.windows for i in (w.features, *(tap.index for tap in w.taps))}
         for index in term.indices - kept - slid:
             held = [f for f in term.factors if index in f.indices]
@@ -266,8 +269,17 @@ def _length(region: Region) -> int:
 
 
 def _printed(region: Region) -> tuple[str, ...]:
-    """How a region is written: its ATen ops with their shapes and strides."""
-    return tuple(f"{op.target} {op.meta['val'].shape} {op.meta['val'].stride()}" for op in region.ops)
+    """How a region is written: its ATen ops with their arguments, shapes and strides; tensors by their place."""
+    places = {node: n for n, node in enumerate((*region.carriers, *region.ops))}
+
+    def place(node: Node) -> Any:
+        return f"%{places.get(node, '?')}"
+
+    def line(op: Node) -> str:
+        value = op.meta["val"]
+        return f"{op.target} {map_arg((op.args, op.kwargs), place)} {value.shape} {value.stride()}"
+
+    return tuple(map(line, region.ops))
 
 
 def _signature(region: Region, context: Context) -> object:

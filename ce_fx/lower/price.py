@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
+from string import ascii_letters
 from typing import Any, TypeAlias
 
 import torch
@@ -205,7 +206,8 @@ def _einsum(node: Node) -> tuple[Op, ...]:
     equation, tensors = node.args[:2]
     assert isinstance(equation, str) and isinstance(tensors, (list, tuple))
     shapes = [_shape(t) for t in tensors]
-    if "." in equation or len(tensors) == 1:
+    equation = _lettered(equation, shapes)
+    if len(tensors) == 1:
         return (Op("mul", _elements(node), 1, 1, _elements(node), _elements(*tensors, node)),)
     inputs, _, output = _explicit(equation).partition("->")
     terms = inputs.split(",")
@@ -217,6 +219,25 @@ def _einsum(node: Node) -> tuple[Op, ...]:
     for left, right, rest in _einsum_pairs(equation, terms, output, shapes):
         ops.append(_pair(left, right, rest, sizes))
     return tuple(ops)
+
+
+def _lettered(equation: str, shapes: Sequence[tuple[int, ...]]) -> str:
+    """An equation without ellipsis: its axes get letters, aligned at the last one."""
+    equation = equation.replace(" ", "")
+    if "..." not in equation:
+        return equation
+    inputs, arrow, output = equation.partition("->")
+    terms = inputs.split(",")
+    counts = [len(shape) - len(term.replace("...", "")) for term, shape in zip(terms, shapes, strict=True)]
+    free = [c for c in ascii_letters if c not in equation][: max(counts)]
+    terms = [
+        term.replace("...", "".join(free[len(free) - n :])) if "..." in term else term
+        for term, n in zip(terms, counts, strict=True)
+    ]
+    if not arrow:
+        named = [c for c in equation if c.isalpha()]
+        output = "..." + "".join(sorted(c for c in set(named) if named.count(c) == 1))
+    return f"{','.join(terms)}->{output.replace('...', ''.join(free))}"
 
 
 def _explicit(equation: str) -> str:

@@ -125,7 +125,7 @@ def _is_clear(problem: Problem, found: Sequence[Candidate]) -> bool:
     if any(has_images(plan.network) for plan in found[0].plans):
         return False
     ways = [best + change for plan in found[0].plans for _, _, change in other_ways(problem, plan)]
-    return error * best < min(problem.cost.seconds, *others, *ways)
+    return error * best < min((problem.cost.seconds, *others, *ways))
 
 
 def _by_clock(
