@@ -70,7 +70,7 @@ def renumbered(region: Region, leaves: dict[Node | Derived, int]) -> Expression:
     keys: list[Node | Derived] = [*region.carriers]
     for leaf in region.derived:
         keys.append(replace(leaf, sources=tuple(keys[source] for source in leaf.sources)))
-    used = _used(region.lifted, region.derived, len(region.carriers))
+    used = {*range(len(region.carriers))} | _used(region.lifted, region.derived, len(region.carriers))
     table = {n: leaves.setdefault(key, len(leaves)) for n, key in enumerate(keys) if n in used}
     return with_leaves(region.lifted, table)
 

@@ -25,12 +25,15 @@ def random_like(fake: Tensor, generator: torch.Generator, positive: bool = False
         positive: take absolute values, for variances.
     """
     shape = [hint(s) for s in fake.shape]
-    real = torch.empty_strided(shape, [hint(s) for s in fake.stride()], dtype=fake.dtype, device=fake.device)
+    strides = [hint(s) for s in fake.stride()]
+    whole = shape
+    shape = [1 if stride == 0 else size for size, stride in zip(shape, strides, strict=True)]  # expanded: one element
+    real = torch.empty_strided(shape, strides, dtype=fake.dtype, device=fake.device)
     scale = max(1, prod(shape[1:])) ** -0.5 if len(shape) > 1 else 1.0
     values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * scale
     with torch.no_grad():
         real.copy_((values.abs() if positive else values).to(fake.dtype))
-    return real
+    return real if shape == whole else real.expand(whole)
 
 
 def mismatch(

@@ -225,9 +225,14 @@ class _Sum:
 
         if prod(map(len, options)) <= _ALL:
             for choice in product(*options):
+                if found and perf_counter() > self.search_of.deadline:
+                    break
                 price(choice)
             return found
         starts: list[_Choice] = [(None,) * len(terms)]
+        if perf_counter() > self.search_of.deadline:
+            price(starts[0])
+            return found
         starts += [tuple(c if c in o else None for o in options) for c in range(len(self.cores))]
         for start in sorted(starts, key=price)[:3]:
             self._improve(start, options, price)

@@ -11,9 +11,9 @@ from torch.fx import Node
 
 from ce_fx.algebra import Expression
 from ce_fx.lift.blocks import mapped
-from ce_fx.lift.products import add
+from ce_fx.lift.products import add, reshape
 from ce_fx.lift.refusal import Refusal
-from ce_fx.lift.registry import SPLITS, Operands, fake_of, lifts
+from ce_fx.lift.registry import SPLITS, Operands, fake_of, lifts, sizes
 
 aten = torch.ops.aten
 
@@ -47,9 +47,7 @@ def select(node: Node, operands: Operands) -> Expression | Refusal:
     if not isinstance(position, int) or not isinstance(size, int):
         return Refusal("a position of a symbolic size")
     result = mapped(operands.tensor(x), dim, 1, 1, -(position % size), operands)
-    if isinstance(result, Refusal):
-        return result
-    return Expression((*result.axes[:dim], *result.axes[dim + 1 :]), result.terms)
+    return result if isinstance(result, Refusal) else reshape(result, sizes(fake_of(node)), operands.fresh)
 
 
 SPLITS.update(
@@ -75,13 +73,13 @@ def part_of_split(node: Node, operands: Operands) -> Expression | Refusal:
     if not isinstance(number, int) or not isinstance(dim, int):
         return Refusal("a part of a split that is not named by a number")
     dim %= fake_of(x).ndim
-    sizes = [1 if unbound else part.shape[dim] for part in split.meta["val"]]
-    if not _all_int([*sizes, fake_of(x).shape[dim]]):
+    lengths = [1 if unbound else part.shape[dim] for part in split.meta["val"]]
+    if not _all_int([*lengths, fake_of(x).shape[dim]]):
         return Refusal("a split of a symbolic size")
-    number %= len(sizes)
-    result = mapped(operands.again(x), dim, sizes[number], 1, -sum(sizes[:number]), operands)
+    number %= len(lengths)
+    result = mapped(operands.again(x), dim, lengths[number], 1, -sum(lengths[:number]), operands)
     if unbound and isinstance(result, Expression):
-        return Expression((*result.axes[:dim], *result.axes[dim + 1 :]), result.terms)
+        return reshape(result, sizes(fake_of(node)), operands.fresh)
     return result
 
 
@@ -92,15 +90,15 @@ def concatenation(node: Node, operands: Operands) -> Expression | Refusal:
     stacked = node.target is aten.stack.default
     ndim = fake_of(node).ndim
     dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % ndim  # type: ignore[arg-type]
-    sizes = [1 if stacked else fake_of(tensor).shape[dim] for tensor in tensors]
-    if any(fake_of(tensor).ndim != ndim - stacked for tensor in tensors) or not _all_int(sizes):
+    lengths = [1 if stacked else fake_of(tensor).shape[dim] for tensor in tensors]
+    if any(fake_of(tensor).ndim != ndim - stacked for tensor in tensors) or not _all_int(lengths):
         return Refusal("a concatenation of symbolic sizes or with an empty tensor")
     total: Expression | None = None
     for n, tensor in enumerate(tensors):
         one = operands.tensor(tensor)
         if stacked:
             one = Expression((*one.axes[:dim], (), *one.axes[dim:]), one.terms)
-        placed = mapped(one, dim, sum(sizes), 1, sum(sizes[:n]), operands)
+        placed = mapped(one, dim, sum(lengths), 1, sum(lengths[:n]), operands)
         if isinstance(placed, Expression) and total is not None:
             placed = add(total, placed, operands.fresh)
         if isinstance(placed, Refusal):
@@ -139,5 +137,5 @@ def _plain(args: Sequence[Any]) -> list[Any]:
     return list(args)
 
 
-def _all_int(sizes: Sequence[Any]) -> bool:
-    return all(isinstance(size, int) for size in sizes)
+def _all_int(numbers: Sequence[Any]) -> bool:
+    return all(isinstance(number, int) for number in numbers)
