@@ -245,7 +245,6 @@ _EXAMPLES = settings.get_profile(settings.get_current_profile_name()).max_exampl
 _AS_DRAWN = Phase.explicit, Phase.reuse, Phase.generate  # another seed is no smaller program: see `reduced`
 
 
-@pytest.mark.xfail(strict=True, reason="the bugs below")
 @pytest.mark.fuzz
 @settings(max_examples=max(1, _EXAMPLES // 2), phases=_AS_DRAWN)
 @given(st.integers(0, 2**40))
@@ -253,7 +252,6 @@ def test_programs_keep_values_and_gradients(seed):
     compare(program(seed), seed)
 
 
-@pytest.mark.xfail(strict=True, reason="the bugs below")
 @pytest.mark.fuzz
 @settings(max_examples=max(1, _EXAMPLES // 10), phases=_AS_DRAWN)
 @given(st.integers(0, 2**40))
