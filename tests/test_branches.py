@@ -375,3 +375,19 @@ def test_one_row_of_convolutions_with_a_bias():
     """
     weights = {"w0": (3, 3, 3, 3), "w1": (3,), "w2": (2, 3, 1, 1), "w3": (4, 2, 1, 1)}
     assert rewrites_of(written_as(text, {"x0": (3, 3, 5, 4)}, weights))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=RuntimeError,
+    reason="a leaf that a rewrite saves for the backward is written to behind the region",
+)
+def test_a_leaf_that_is_written_to_later_is_not_saved_for_the_backward():
+    text = """
+        v0 = x0 - x1
+        v1 = F.conv2d(v0, self.w0, None, 1, 1)
+        v2 = x0 - v1
+        v3 = x1.add_(v2)
+    """
+    whole = written_as(text, {"x0": (2, 4, 6, 3), "x1": (2, 4, 6, 3)}, {"w0": (4, 4, 3, 3)})
+    assert rewrites_of(whole)
