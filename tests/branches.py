@@ -113,8 +113,15 @@ class _Writer:
         return f"self.{name}"
 
     def of(self, expression: str) -> torch.Tensor:
-        """The value of an expression."""
-        return eval(expression, self.env)  # type: ignore[no-any-return]
+        """The value of an expression.
+
+        Raises:
+            _Skip: torch refuses it.
+        """
+        try:
+            return eval(expression, self.env)  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            raise _Skip from error
 
     def shape(self, expression: str) -> tuple[int, ...]:
         return tuple(self.of(expression).shape)
