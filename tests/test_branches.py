@@ -377,11 +377,6 @@ def test_one_row_of_convolutions_with_a_bias():
     assert rewrites_of(written_as(text, {"x0": (3, 3, 5, 4)}, weights))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="a leaf that a rewrite saves for the backward is written to behind the region",
-)
 def test_a_leaf_that_is_written_to_later_is_not_saved_for_the_backward():
     text = """
         v0 = x0 - x1

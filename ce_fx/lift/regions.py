@@ -241,15 +241,37 @@ class _Growth:
         return value
 
     def _changed_between(self, leaves: Sequence[Node], nodes: Sequence[Node]) -> Refusal | None:
-        """A leaf must not be written to between the first node that reads it and the place of the rewritten region."""
-        start, end = self.order[nodes[0]], self.order[nodes[-1]]
+        """A leaf must not be written to after the first node that reads it.
+
+        Up to the place of the rewritten region that would change its value. Behind it, where gradients are recorded, it
+        could change what the backward reads: of `(x - y) @ w` that is `x - y`, of `x @ w - y @ w` it is y. A leaf that
+        the backward reads as written, too, is no news.
+        """
+        start, place = self.order[nodes[0]], self.order[nodes[-1]]
+        ops = [op for node in nodes for op in self.reading.ops.get(node, ())]
         inside = set(nodes)
+        storages = {self.reading.storage(self.reading.fakes[leaf]) for leaf in leaves}
         for writer, storage in self.written:
-            if not start < self.order[writer] < end or writer in inside:
+            if not start < self.order[writer] or writer in inside or storage not in storages:
                 continue
-            if any(self.reading.storage(self.reading.fakes[leaf]) == storage for leaf in leaves):
+            if self.order[writer] < place:
                 return Refusal("an operand is written to in place within the region")
+            if self.reading.states[nodes[-1]].grad and not any(_saves(op, storage) for op in ops):
+                return Refusal("an operand is written to in place behind the region, whose backward may need it")
         return None
+
+
+_ADDITIVE = {"add", "add_", "sub", "sub_", "rsub", "cat", "concat", "stack"}
+"""Names of ATen ops of several tensors whose backward reads none of them."""
+
+
+def _saves(op: Node, storage: object) -> bool:
+    """Whether the backward of an op reads a tensor: it is multiplied by another one that needs a gradient."""
+    if getattr(op.target, "_opname", "") in _ADDITIVE:
+        return False
+    operands = op.all_input_nodes
+    here = [Reading.storage(n.meta.get("val")) == storage for n in operands]
+    return any(here) and any(n.meta.get("needs_grad") for n, mine in zip(operands, here, strict=True) if not mine)
 
 
 def _owners(graph: Graph, reading: Reading) -> dict[Node, Node]:
