@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from ce_fx.algebra import Axes, Axis, Expression, Factor, Index, Term, Window, axis_size, compose, flat, substitute
-from ce_fx.lift.products import Builder, Refused, holders, lone_index
+from ce_fx.algebra import Axes, Axis, Expression, Factor, Index, Term, Window, axis_size, flat, substitute
+from ce_fx.lift.products import Builder, Refused, holders, lone_index, slid
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands
 from ce_fx.lift.roll import rolled
@@ -57,22 +57,13 @@ def mapped(
 
 
 def _mapped(term: Term, window: Window) -> Term:
-    inner = next((w for w in term.windows if w.out == window.features), None)
     held = holders(term, window.features)
-    if inner is not None and held == 1:
-        composed = compose(inner, window)
-        if isinstance(composed, str):
-            raise Refused(composed)
-        return replace(term, windows=(*(w for w in term.windows if w is not inner), composed))
-    if inner is not None:
-        raise Refused("a part of an axis that several factors share with a convolution")
-    if not held:
-        if _meeting(window)[2] < window.out.size:
-            raise Refused(
-                "a constant is padded with zeros, or one of the concatenated tensors is constant along the axis"
-            )
-        return term
-    return replace(term, windows=(*term.windows, window))
+    if held > 1 and all(w.out != window.features for w in term.windows):
+        return replace(term, windows=(*term.windows, window))  # each factor is narrowed
+    result = slid(term, window)
+    if result is None and _meeting(window)[2] < window.out.size:
+        raise Refused("a constant is padded with zeros, or one of the concatenated tensors is constant along the axis")
+    return term if result is None else result
 
 
 def resolved(expression: Expression, narrow: Narrow, fresh: Callable[[str, int], Index]) -> Expression | Refusal:

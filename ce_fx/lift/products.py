@@ -19,6 +19,7 @@ from ce_fx.algebra import (
     Term,
     Window,
     axis_size,
+    compose,
     flat,
     substitute,
 )
@@ -130,6 +131,13 @@ def contract(
         return Refusal(str(refused))
 
 
+def elementwise(left: Expression, right: Expression, fresh: Fresh) -> Expression | Refusal:
+    """`left * right`, position by position: axes are aligned at the last one, those of size 1 broadcast."""
+    a, b = len(left.axes), len(right.axes)
+    n = max(a, b)
+    return contract((left, right), (range(n - a, n), range(n - b, n)), range(n), fresh)
+
+
 def reshape(expression: Expression, shape: Sequence[int | str], fresh: Fresh) -> Expression | Refusal:
     """The same elements, row-major, under another shape."""
     result = regroup(expression.axes, shape, fresh)
@@ -200,6 +208,27 @@ def lone_index(builder: Builder, operand: int, dim: int, name: str) -> Index:
 def holders(term: Term, index: Index) -> int:
     """How many times the factors of a term hold an index, and its windows give it."""
     return sum(flat(f.axes).count(index) for f in term.factors) + sum(w.out == index for w in term.windows)
+
+
+def slid(term: Term, window: Window) -> Term | None:
+    """A term with a window on one of its axes, composed with the one that gives the axis.
+
+    Returns:
+        The term; None where it does not depend on the axis.
+
+    Raises:
+        Refused: the windows do not compose, or several factors share the axis.
+    """
+    held = holders(term, window.features)
+    if held > 1:
+        raise Refused("a window over an axis that several factors share")
+    inner = next((w for w in term.windows if w.out == window.features), None)
+    if inner is None:
+        return replace(term, windows=(*term.windows, window)) if held else None
+    composed = compose(inner, window)
+    if isinstance(composed, str):
+        raise Refused(composed)
+    return replace(term, windows=(*(w for w in term.windows if w is not inner), composed))
 
 
 def _attach_one(builder: Builder, operand: int, dim: int, name: str) -> Axis:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from ce_fx.algebra import Expression, Index, Tap, Term, Window, compose
-from ce_fx.lift.products import Builder, Refused, add_bias, holders, lone_index
+from ce_fx.algebra import Expression, Index, Tap, Window
+from ce_fx.lift.arguments import each
+from ce_fx.lift.products import Builder, Refused, add_bias, holders, lone_index, slid
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands, fake_of, lifts
 from ce_fx.sizes import hint
@@ -35,7 +36,7 @@ def conv(node: Node, operands: Operands) -> Expression | Refusal:
     """`y[b,t,o] = sum_{s,k} x[b,s,stride*o + dilation*k - pad] * w[t,s,k]`, by group."""
     x, weight, bias, stride, padding, dilation, groups = _arguments(node, (None, 1, 0, 1, 1))
     n = fake_of(weight).ndim - 2
-    geometry = _Geometry(_each(stride, n), _each(dilation, n), _each(padding, n), _spatial(node, n), groups)
+    geometry = _Geometry(each(stride, n), each(dilation, n), each(padding, n), _spatial(node, n), groups)
     return _convolve(x, weight, bias, geometry, operands)
 
 
@@ -44,10 +45,10 @@ def conv_named_padding(node: Node, operands: Operands) -> Expression | Refusal:
     """As `conv`, with padding "valid" (none) or "same" (K - 1 in all, the smaller half on the left)."""
     x, weight, bias, stride, padding, dilation, groups = _arguments(node, (None, 1, "valid", 1, 1))
     n = fake_of(weight).ndim - 2
-    steps = _each(dilation, n)
+    steps = each(dilation, n)
     reach = [d * (hint(k) - 1) for d, k in zip(steps, fake_of(weight).shape[2:], strict=True)]
     pad = tuple(r // 2 if padding == "same" else 0 for r in reach)
-    return _convolve(x, weight, bias, _Geometry(_each(stride, n), steps, pad, _spatial(node, n), groups), operands)
+    return _convolve(x, weight, bias, _Geometry(each(stride, n), steps, pad, _spatial(node, n), groups), operands)
 
 
 @lifts(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
@@ -56,7 +57,7 @@ def conv_transpose(node: Node, operands: Operands) -> Expression | Refusal:
     defaults = (None, 1, 0, 0, 1, 1)
     x, weight, bias, stride, padding, _output_padding, groups, dilation = _arguments(node, defaults)
     n = fake_of(weight).ndim - 2
-    sizes = _each(stride, n), _each(dilation, n), _each(padding, n), _spatial(node, n)
+    sizes = each(stride, n), each(dilation, n), each(padding, n), _spatial(node, n)
     return _convolve(x, weight, bias, _Geometry(*sizes, groups, transposed=True), operands)
 
 
@@ -115,29 +116,15 @@ def _slide(
     taps = (Tap(tap, geometry.dilation[n]),)
     window = Window(index, positions, taps, stride, pad, transposed=geometry.transposed)
     expression = builder.expressions[0]
-    terms = tuple(_slid(term, window) for term in expression.terms)
+    terms = [slid(term, window) for term in expression.terms]
+    if None in terms and not _reads_inside(window):
+        raise Refused("a constant before a padded convolution: the padding is zero and not that constant")
     dim = feature[1]
     axes = (*expression.axes[:dim], (positions,), *expression.axes[dim + 1 :])
-    builder.expressions[0] = Expression(axes, terms)
+    # What is the same at every position stays as it is, and the kernel is summed.
+    same = (old if new is None else new for old, new in zip(expression.terms, terms, strict=True))
+    builder.expressions[0] = Expression(axes, tuple(same))
     return (positions,)
-
-
-def _slid(term: Term, window: Window) -> Term:
-    """A term of the features with a window on one of its axes, composed with the one that gives the axis."""
-    inner = next((w for w in term.windows if w.out == window.features), None)
-    if inner is not None and holders(term, window.features) == 1:
-        composed = compose(inner, window)
-        if isinstance(composed, str):
-            raise Refused(composed)
-        return replace(term, windows=(*(w for w in term.windows if w is not inner), composed))
-    held = holders(term, window.features)
-    if held == 1:
-        return replace(term, windows=(*term.windows, window))
-    if held:
-        raise Refused("a convolution slides over an axis that several factors share")
-    if not _reads_inside(window):
-        raise Refused("a constant before a padded convolution: the padding is zero and not that constant")
-    return term  # the same at every position: the kernel is summed
 
 
 def _reads_inside(window: Window) -> bool:
@@ -161,12 +148,6 @@ def _arguments(node: Node, defaults: Sequence[Any]) -> tuple[Any, ...]:
     """x, weight and the optional arguments of a convolution node."""
     given = node.args[2:]
     return (*node.args[:2], *given, *defaults[len(given) :])
-
-
-def _each(value: Any, n: int) -> tuple[int, ...]:
-    """One value for every spatial axis."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values * n if len(values) == 1 else values
 
 
 def _spatial(node: Node, n: int) -> tuple[int, ...]:

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Number
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from ce_fx.algebra import Axis, Expression, scale
+from ce_fx.algebra import Axis, Expression
 from ce_fx.algebra.derived import Derived
-from ce_fx.lift.products import add, add_bias, contract
+from ce_fx.lift.arguments import arguments
+from ce_fx.lift.products import add_bias, contract
 from ce_fx.lift.products import reshape as reshape_expression
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands, fake_of, lifts, sizes
 from ce_fx.lift.rules.contraction import matmul
 from ce_fx.lift.rules.shape import detach
-from ce_fx.lift.rules.spatial import arguments
 
 aten = torch.ops.aten
 
@@ -90,26 +89,6 @@ def chain(node: Node, operands: Operands) -> Expression | Refusal:
     flat = [label for pair in labels for label in pair]
     output = [label for label in dict.fromkeys(flat) if flat.count(label) == 1]
     return contract([operands.tensor(matrix) for matrix in matrices], labels, output, operands.fresh)
-
-
-_PLUS = {aten.addmv.default: ("ik", "k", "i"), aten.addr.default: ("i", "j", "ij")}
-_PLUS |= {aten.addbmm.default: ("bik", "bkj", "ij")}
-
-
-@lifts(*_PLUS)
-def plus_product(node: Node, operands: Operands) -> Expression | Refusal:
-    """`beta * z + alpha * (x times y)`: of a matrix and a vector, of two vectors, or summed over a batch."""
-    z, x, y = node.args[:3]
-    left, right, output = _PLUS[node.target]
-    product = contract((operands.tensor(x), operands.tensor(y)), (left, right), output, operands.fresh)
-    if isinstance(product, Refusal):
-        return product
-    given = arguments(node)
-    beta, alpha = given["beta"], given["alpha"]
-    if not _is_number(beta) or not _is_number(alpha):
-        return Refusal("scaled by what is no number in the graph")
-    product = scale(product, alpha)
-    return product if beta == 0 else add(scale(operands.tensor(z), beta), product, operands.fresh)
 
 
 @lifts(aten.bilinear.default)
@@ -233,7 +212,3 @@ def _repeated(
         more = (operands.fresh("r", number),) if number != 1 else ()
         new.append(axis + more if inside else more + axis)
     return replace(x, axes=tuple(new))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Number) and not isinstance(value, bool) and abs(value) < float("inf")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ce_fx.algebra import Expression, scale
 from ce_fx.algebra.derived import Derived
-from ce_fx.lift.products import contract
+from ce_fx.lift.products import elementwise
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands, fake_of, lifts
 
@@ -31,12 +31,9 @@ def mul(node: Node, operands: Operands) -> Expression | Refusal:
     if isinstance(y, Number) or isinstance(x, Number):
         number, tensor = (y, x) if isinstance(y, Number) else (x, y)
         return _scaled(node, tensor, number, operands)
-    a, b = fake_of(x).ndim, fake_of(y).ndim
-    n = max(a, b)
-    if n == 0:
+    if fake_of(x).ndim == fake_of(y).ndim == 0:
         return Refusal("a product of two scalars")
-    both = operands.tensor(x), operands.tensor(y)
-    return contract(both, (range(n - a, n), range(n - b, n)), range(n), operands.fresh)
+    return elementwise(operands.tensor(x), operands.tensor(y), operands.fresh)
 
 
 @lifts(
@@ -53,12 +50,10 @@ def div(node: Node, operands: Operands) -> Expression | Refusal:
     if isinstance(x, Node) and isinstance(y, Node):
         if operands.inside(y):
             return Refusal("division by a tensor that is computed within the region")
-        a, b = fake_of(x).ndim, fake_of(y).ndim
         if not all(isinstance(size, int) for size in fake_of(y).shape):
             return Refusal("division by a tensor of symbolic size")
-        n = max(a, b)
         inverse = operands.derived(Derived("reciprocal", (y,)), fake_of(y).shape)
-        return contract((operands.tensor(x), inverse), (range(n - a, n), range(n - b, n)), range(n), operands.fresh)
+        return elementwise(operands.tensor(x), inverse, operands.fresh)
     if not isinstance(y, (int, float, complex)) or y == 0:
         return Refusal("division by zero, or by what is no number in the graph")
     return _scaled(node, x, 1 / y, operands)

@@ -15,9 +15,10 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx import Node
 
-from ce_fx.algebra import Expression, Factor, Index, Tap, Term, Window, compose, scale
+from ce_fx.algebra import Expression, Factor, Index, Tap, Term, Window, scale
 from ce_fx.algebra.derived import Derived
-from ce_fx.lift.products import Builder, Refused, holders, lone_index
+from ce_fx.lift.arguments import arguments, each
+from ce_fx.lift.products import Builder, Refused, lone_index, slid
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands, fake_of, lifts
 
@@ -145,8 +146,8 @@ def avg_pool(node: Node, operands: Operands) -> Expression | Refusal:
     if isinstance(sizes, Refusal):
         return sizes
     n = len(sizes)
-    kernel, pad = _each(given["kernel_size"], n), _each(given["padding"], n)
-    stride = _each(given["stride"], n) if given["stride"] else kernel
+    kernel, pad = each(given["kernel_size"], n), each(given["padding"], n)
+    stride = each(given["stride"], n) if given["stride"] else kernel
     if not all(isinstance(number, int) for number in (*kernel, *stride, *pad)):
         return Refusal("a pool whose kernel, stride or padding is not a number in the graph")
     divisor = given.get("divisor_override")
@@ -235,31 +236,19 @@ def _by_window(x: Expression, dim: int, pool: _Pool, operands: Operands) -> Expr
     index = lone_index(builder, 0, dim, "h")
     positions, tap = operands.fresh(index.name, pool.out), operands.fresh("k", pool.kernel)
     window = Window(index, positions, (Tap(tap),), pool.stride, pool.pad)
-    slid = [_slid(term, window) for term in builder.expressions[0].terms]
-    terms = tuple(term for term, _ in slid)
-    if any(term is not old for term, old in slid):
-        full = operands.derived(Derived("full", (), (pool.kernel, 1 / pool.kernel)), (pool.kernel,))
-        kernel = Factor(full.terms[0].factors[0].leaf, ((tap,),))
-        terms = tuple(term if term is old else replace(term, factors=(*term.factors, kernel)) for term, old in slid)
-    return _with_axis(builder, dim, (positions,), terms)
-
-
-def _slid(term: Term, window: Window) -> tuple[Term, Term]:
-    """A term with a window on one of its axes, and the term itself where that changes nothing, as it is a mean."""
-    inner = next((w for w in term.windows if w.out == window.features), None)
-    if inner is not None:
-        composed = compose(inner, window)
-        if isinstance(composed, str):
-            raise Refused(composed)
-        return replace(term, windows=(*(w for w in term.windows if w is not inner), composed)), term
-    held = holders(term, window.features)
-    if held == 1:
-        return replace(term, windows=(*term.windows, window)), term
-    if held:
-        raise Refused("a pool slides over an axis that several factors share")
-    if window.pad:
+    before = builder.expressions[0].terms
+    after = [slid(term, window) for term in before]
+    if None in after and pool.pad:
         raise Refused("a constant before a padded pool: the padding is zero and not that constant")
-    return term, term
+    kernels: tuple[Factor, ...] = ()
+    if any(term is not None for term in after):
+        full = operands.derived(Derived("full", (), (pool.kernel, 1 / pool.kernel)), (pool.kernel,))
+        kernels = (Factor(full.terms[0].factors[0].leaf, ((tap,),)),)
+    terms = tuple(  # the mean of what does not depend on the axis is itself
+        old if new is None else replace(new, factors=(*new.factors, *kernels))
+        for old, new in zip(before, after, strict=True)
+    )
+    return _with_axis(builder, dim, (positions,), terms)
 
 
 def _with_axis(builder: Builder, dim: int, axis: tuple[Index, ...], terms: tuple[Term, ...]) -> Expression:
@@ -286,16 +275,3 @@ def _spatial(node: Node) -> tuple[tuple[int, int], ...] | Refusal:
 
 
 _DIMS = {"1": 1, "2": 2, "3": 3}
-
-
-def arguments(node: Node) -> dict[str, Any]:
-    """The arguments of an ATen node by name, with defaults."""
-    schema = node.target._schema.arguments
-    defaults = {a.name: a.default_value if a.has_default_value() else None for a in schema}
-    return {**defaults, **{a.name: value for a, value in zip(schema, node.args, strict=False)}, **node.kwargs}
-
-
-def _each(value: Sequence[Any] | Any, n: int) -> tuple[Any, ...]:
-    """One value for every spatial axis."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values * n if len(values) == 1 else values

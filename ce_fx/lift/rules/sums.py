@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from numbers import Number
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from ce_fx.algebra import Expression, Term, scale
-from ce_fx.lift.products import add, contract
+from ce_fx.lift.arguments import arguments, is_number
+from ce_fx.lift.products import add, contract, elementwise
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands, fake_of, lifts
 
@@ -36,37 +36,43 @@ def reversed_minus(node: Node, operands: Operands) -> Expression | Refusal:
     return _sum(node, node.args[1], node.args[0], -1, operands)
 
 
-@lifts(aten.addmm.default, aten.baddbmm.default)
-def addmm(node: Node, operands: Operands) -> Expression | Refusal:
-    """`beta * z + alpha * x @ y`, with or without a batch."""
-    z, x, y = node.args
-    batch = ["b"] * (fake_of(node).ndim - 2)
-    product = contract(
-        (operands.tensor(x), operands.tensor(y)),
-        ([*batch, "i", "k"], [*batch, "k", "j"]),
-        [*batch, "i", "j"],
-        operands.fresh,
-    )
-    beta, alpha = _number(node, "beta"), _number(node, "alpha")
-    if isinstance(product, Refusal) or beta is None or alpha is None:
-        return product if isinstance(product, Refusal) else Refusal("scaled by what is no number in the graph")
-    product = scale(product, alpha)
-    return product if beta == 0 else add(scale(operands.tensor(z), beta), product, operands.fresh)
+_PLUS = {
+    aten.addmm.default: ("ik", "kj", "ij"),
+    aten.baddbmm.default: ("bik", "bkj", "bij"),
+    aten.addbmm.default: ("bik", "bkj", "ij"),
+    aten.addmv.default: ("ik", "k", "i"),
+    aten.addr.default: ("i", "j", "ij"),
+}
+
+
+@lifts(*_PLUS)
+def plus_product(node: Node, operands: Operands) -> Expression | Refusal:
+    """`beta * z + alpha * (x times y)`: of matrices, with a batch or summed over it, of vectors, or of one of each."""
+    z, x, y = node.args[:3]
+    left, right, output = _PLUS[node.target]
+    product = contract((operands.tensor(x), operands.tensor(y)), (left, right), output, operands.fresh)
+    given = arguments(node)
+    return _scaled_sum(z, given["beta"], product, given["alpha"], operands)
 
 
 @lifts(aten.addcmul.default)
 def addcmul(node: Node, operands: Operands) -> Expression | Refusal:
     """`z + value * x * y`."""
-    z, x, y = node.args
-    a, b = fake_of(x).ndim, fake_of(y).ndim
-    n = max(a, b)
-    product = contract(
-        (operands.tensor(x), operands.tensor(y)), (range(n - a, n), range(n - b, n)), range(n), operands.fresh
-    )
-    value = _number(node, "value")
-    if isinstance(product, Refusal) or value is None:
-        return product if isinstance(product, Refusal) else Refusal("scaled by what is no number in the graph")
-    return add(operands.tensor(z), scale(product, value), operands.fresh)
+    z, x, y = node.args[:3]
+    product = elementwise(operands.tensor(x), operands.tensor(y), operands.fresh)
+    return _scaled_sum(z, 1, product, arguments(node)["value"], operands)
+
+
+def _scaled_sum(
+    z: Any, beta: Any, product: Expression | Refusal, alpha: Any, operands: Operands
+) -> Expression | Refusal:
+    """`beta * z + alpha * product`; z is not read where beta is 0."""
+    if isinstance(product, Refusal):
+        return product
+    if not is_number(beta) or not is_number(alpha):
+        return Refusal("scaled by what is no number in the graph")
+    product = scale(product, alpha)
+    return product if beta == 0 else add(scale(operands.tensor(z), beta), product, operands.fresh)
 
 
 @lifts(aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim)
@@ -104,7 +110,7 @@ def _dims(node: Node, ndim: int) -> tuple[list[int], bool]:
 def _sum(node: Node, x: Any, y: Any, sign: int, operands: Operands) -> Expression | Refusal:
     """The first argument as it is and the second times alpha and a sign, whichever way round they are added."""
     alpha = node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1)
-    if not _is_number(alpha):
+    if not is_number(alpha):
         return Refusal("scaled by what is no number in the graph")
     parts = []
     for arg, factor in ((x, 1), (y, sign * alpha)):  # type: ignore[operator]
@@ -112,18 +118,8 @@ def _sum(node: Node, x: Any, y: Any, sign: int, operands: Operands) -> Expressio
             if fake_of(arg).dtype != fake_of(node).dtype:
                 return Refusal(f"a sum promotes {fake_of(arg).dtype} to {fake_of(node).dtype}")
             parts.append(scale(operands.tensor(arg), factor))  # type: ignore[arg-type]
-        elif not _is_number(arg):
+        elif not is_number(arg):
             return Refusal("a sum with what is no number in the graph")
         elif arg != 0:
             parts.append(Expression((), (Term((), (), arg * factor),)))
     return parts[0] if len(parts) == 1 else add(parts[0], parts[1], operands.fresh)
-
-
-def _number(node: Node, name: str) -> Any:
-    """A keyword argument with the default 1; None where it is no number in the graph."""
-    value = node.kwargs.get(name, 1)
-    return value if _is_number(value) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Number) and not isinstance(value, bool) and abs(value) < float("inf")  # type: ignore[arg-type]
