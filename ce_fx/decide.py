@@ -106,7 +106,8 @@ def _decide_or_keep(region: Region, context: Context) -> Decision:
     try:
         return _decide(region, context)
     except Exception as error:
-        log.warning("%s runs as written: %s: %s", region.expression, type(error).__name__, error, exc_info=True)
+        details = log.isEnabledFor(logging.DEBUG)
+        log.warning("%s runs as written: %s: %s", region.expression, type(error).__name__, error, exc_info=details)
         reason = f"ce_fx failed on this region ({type(error).__name__}: {error})"
         return _keep(str(region.expression), _as_written(region, context), reason, "refused")
 

@@ -8,17 +8,7 @@ from torch import nn
 
 import ce_fx
 from ce_fx import fold
-from tests.folding import Rebuilt, Standardised, counted, kept, optimize, same  # noqa: F401
-
-
-@pytest.fixture
-def net():
-    return Standardised().double().eval()
-
-
-@pytest.fixture
-def x():
-    return torch.randn(2, 4, 6, 6, dtype=torch.float64)
+from tests.fold.models import Rebuilt, Standardised, kept, optimize, same
 
 
 def in_place(net):

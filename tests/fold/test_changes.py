@@ -9,17 +9,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import ce_fx
-from tests.folding import MODELS, Rebuilt, Standardised, counted, kept, optimize, same  # noqa: F401
-
-
-@pytest.fixture
-def net():
-    return Standardised().double().eval()
-
-
-@pytest.fixture
-def x():
-    return torch.randn(2, 4, 6, 6, dtype=torch.float64)
+from tests.fold.models import MODELS, Rebuilt, kept, optimize, same
 
 
 @pytest.mark.parametrize("inner", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -1,12 +1,10 @@
 """Models with kernels made of weights, and what the tests of `fold=True` share."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import ce_fx
-from ce_fx import fold
 from tests.models import factorized_conv
 
 
@@ -56,20 +54,6 @@ def tensorly():
 
 
 MODELS = [Standardised, Rebuilt, Lora, tensorly]
-
-
-@pytest.fixture(name="made")
-def counted(monkeypatch):
-    """A list that grows by one whenever folded values are computed."""
-    times = []
-    values = fold.Fold._values
-
-    def counting(self, sources):
-        times.append(self)
-        return values(self, sources)
-
-    monkeypatch.setattr(fold.Fold, "_values", counting)
-    return times
 
 
 def optimize(model, *args, **options):

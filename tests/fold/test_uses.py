@@ -10,17 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ce_fx
-from tests.folding import Rebuilt, Standardised, counted, kept, optimize, same  # noqa: F401
-
-
-@pytest.fixture
-def net():
-    return Standardised().double().eval()
-
-
-@pytest.fixture
-def x():
-    return torch.randn(2, 4, 6, 6, dtype=torch.float64)
+from tests.fold.models import Rebuilt, Standardised, kept, optimize, same
 
 
 def test_a_batch_of_any_size(net, made):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ce_fx.lower.price import _lettered
+from ce_fx.lower.price_einsum import lettered
 
 
 @pytest.mark.parametrize(
@@ -15,4 +15,4 @@ from ce_fx.lower.price import _lettered
     ],
 )
 def test_an_ellipsis_gets_letters(equation, shapes, expected):
-    assert _lettered(equation, shapes) == expected
+    assert lettered(equation, shapes) == expected
