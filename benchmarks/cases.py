@@ -248,16 +248,25 @@ def cases(ranks: Iterable[float] = RANKS) -> list[Case]:
     return [*convolutions(ranks), *layers(), *written_out(), *strings(), *whole_models()]
 
 
+def regex(only: str | None) -> re.Pattern[str]:
+    """What `--only` asks for; everything where it is left out.
+
+    Raises:
+        ValueError: it is no regular expression.
+    """
+    try:
+        return re.compile(only or "")
+    except re.error as error:
+        raise ValueError(f"--only {only!r} is no regular expression: {error}") from None
+
+
 def chosen(found: Iterable[Case], only: str | None = None, quick: bool = False) -> list[Case]:
     """The cases whose name a regular expression finds, and of them the quick ones.
 
     Raises:
         ValueError: the expression is bad, or finds nothing.
     """
-    try:
-        pattern = re.compile(only or "")
-    except re.error as error:
-        raise ValueError(f"--only {only!r} is no regular expression: {error}") from None
+    pattern = regex(only)
     names = [case for case in found if pattern.search(case.name) and (case.quick or not quick)]
     if not names:
         hint = "the names of all cases are printed by --list" + (", fewer of them are quick" if quick else "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +66,10 @@ def measure(case: Case, mode: str, settings: Settings) -> Row:
         difference = _difference(module, fast, x)
         candidates = {name: step(run, x) for name, run in runs.items()}
         hands = {f"hand: {name}": step(bind(module), x) for name, bind in case.orders.items()}
-        candidates |= {name: hands[name] for name in _finalists(hands, settings)}
+        candidates |= finalists(hands, settings)
         if case.dense is not None and mode == "forward":
             candidates["dense"] = step(case.dense(module), x)
-        start = time.perf_counter()
-        candidates["written"]()
-        rounds = min(settings.rounds, 5) if time.perf_counter() - start > LONG else settings.rounds
-        timing = compare(candidates, rounds, settings.budget)
+        timing = in_turn(candidates, settings)
         peak = _peaks(candidates, fast, settings)
     return Row(
         case.name,
@@ -137,11 +135,44 @@ def _difference(module: nn.Module, fast: nn.Module, x: Tensor) -> float:
     return float((fast(x).detach() - expected).abs().max() / expected.abs().max())
 
 
-def _finalists(hands: dict[str, Callable[[], object]], settings: Settings) -> list[str]:
+def in_turn(candidates: dict[str, Callable[[], object]], settings: Settings) -> Timing:
+    """All candidates interleaved; fewer rounds where one run of "written" is long."""
+    start = time.perf_counter()
+    candidates["written"]()
+    rounds = min(settings.rounds, 5) if time.perf_counter() - start > LONG else settings.rounds
+    return compare(candidates, rounds, settings.budget)
+
+
+def finalists(hands: dict[str, Callable[[], object]], settings: Settings) -> dict[str, Callable[[], object]]:
+    """The few orders written by hand that are worth a place in the final comparison."""
     if len(hands) <= FINALISTS:
-        return list(hands)
+        return hands
     timing = compare(hands, min(3, settings.rounds), settings.budget / 2)
-    return sorted(hands, key=timing.seconds.__getitem__)[:FINALISTS]
+    return {name: hands[name] for name in sorted(hands, key=timing.seconds.__getitem__)[:FINALISTS]}
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+def attempt(
+    label: str, run: Callable[[], AnyRow], failed: Callable[[str], AnyRow], mark: Callable[[AnyRow], str]
+) -> AnyRow:
+    """One row, with progress on stderr; where it fails, a row that says so.
+
+    Args:
+        label: what is measured.
+        run: measures it.
+        failed: makes a row of an error.
+        mark: what to print beside the ratio.
+    """
+    start = time.perf_counter()
+    try:
+        row = run()
+    except Exception as error:  # the other rows are still wanted; the table shows what happened
+        row = failed(f"{type(error).__name__}: {error}"[:200])
+    result = row.error or f"{row.gain['written']:.2f}x {mark(row)}"
+    print(f"{label}: {result} ({time.perf_counter() - start:.1f} s)", file=sys.stderr, flush=True)
+    return row
 
 
 def _gains(timing: Timing) -> dict[str, float]:

@@ -8,13 +8,12 @@ by hand. Training is forward and backward, to the inputs and to every parameter 
 from __future__ import annotations
 
 import argparse
-import re
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from torch import Tensor, nn
 import ce_fx
 from benchmarks.bars import SLOWEST
 from benchmarks.blocks import BLOCKS, Bind, Block
-from benchmarks.harness import Timing, compare, machine
-from benchmarks.measure import FINALISTS, LONG, MODES, Settings
+from benchmarks.cases import regex
+from benchmarks.harness import Timing, machine
+from benchmarks.measure import MODES, Settings, attempt, finalists, in_turn
 from benchmarks.results import FOLDER, Row, Run, changes, last, save
 from benchmarks.table import TUNE, own_cache
 from ce_fx.report.units import si
@@ -76,10 +76,7 @@ def chosen(only: str | None, mode: str) -> list[tuple[Block, str]]:
     Raises:
         ValueError: the expression is bad, or finds nothing.
     """
-    try:
-        pattern = re.compile(only or "")
-    except re.error as error:
-        raise ValueError(f"--only {only!r} is no regular expression: {error}") from None
+    pattern = regex(only)
     modes = MODES if mode == "both" else (mode,)
     found = [(b, m) for b in BLOCKS.values() if pattern.search(b.name) for m in modes if b.mode in ("both", m)]
     if not found:
@@ -112,11 +109,8 @@ def measure(block: Block, mode: str, settings: Settings, fold: bool = False) -> 
         hands = block.orders if training else {**block.orders, **_named_once(block)}
         by_hand = {f"hand: {name}": step(bind(module)) for name, bind in hands.items()}
         candidates = {"written": step(module), **{name: step(each) for name, each in fast.items()}}
-        candidates |= _fastest(by_hand, settings)
-        start = time.perf_counter()
-        candidates["written"]()
-        rounds = min(settings.rounds, 5) if time.perf_counter() - start > LONG else settings.rounds
-        timing = compare(candidates, rounds, settings.budget)
+        candidates |= finalists(by_hand, settings)
+        timing = in_turn(candidates, settings)
         difference = max(_difference(module, each, inputs) for each in fast.values())
     reports = {name: ce_fx.report(each) for name, each in fast.items()}
     layers = reports["ce_fx"].layers
@@ -153,14 +147,6 @@ def _training(module: nn.Module, inputs: tuple[Tensor, ...]) -> Step:
     leaves = [tensor for tensor in (*inputs, *module.parameters()) if tensor.requires_grad]
     seed = torch.randn_like(module(*inputs))
     return lambda run: lambda: torch.autograd.grad(run(*inputs), leaves, seed)
-
-
-def _fastest(hands: dict[str, Callable[[], object]], settings: Settings) -> dict[str, Callable[[], object]]:
-    """The few that are worth a place in the final comparison."""
-    if len(hands) <= FINALISTS:
-        return hands
-    timing = compare(hands, min(3, settings.rounds), settings.budget / 2)
-    return {name: hands[name] for name in sorted(hands, key=timing.seconds.__getitem__)[:FINALISTS]}
 
 
 def _difference(module: nn.Module, fast: nn.Module, inputs: tuple[Tensor, ...]) -> float:
@@ -243,18 +229,18 @@ def _cells(row: SumRow) -> list[str]:
 
 
 def measured(found: Sequence[tuple[Block, str]], settings: Settings, fold: bool) -> Iterator[SumRow]:
-    """Row by row; progress goes to stderr, and a block that fails is a row that says so."""
+    """Row by row; a block that fails is a row that says so."""
     for number, (block, mode) in enumerate(found, 1):
-        start = time.perf_counter()
-        try:
-            row = measure(block, mode, settings, fold)
-        except Exception as error:  # the other rows are still wanted; the table shows what happened
-            row = SumRow(block.name, mode, error=f"{type(error).__name__}: {error}"[:200])
-        gain = row.gain.get("ce_fx fold/written") or row.gain.get("written", 0.0)
-        result = row.error or f"{gain:.2f}x {mark(row)}"
-        spent = time.perf_counter() - start
-        print(f"[{number}/{len(found)}] {block.name} {mode}: {result} ({spent:.1f} s)", file=sys.stderr, flush=True)
-        yield row
+        yield attempt(
+            f"[{number}/{len(found)}] {block.name} {mode}",
+            partial(measure, block, mode, settings, fold),
+            partial(_failed, block, mode),
+            mark,
+        )
+
+
+def _failed(block: Block, mode: str, error: str) -> SumRow:
+    return SumRow(block.name, mode, error=error)
 
 
 def main(arguments: Sequence[str] | None = None) -> Run:

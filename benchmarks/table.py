@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ import ce_fx
 from benchmarks.bars import SLOWEST, bars_of, judge
 from benchmarks.cases import RANKS, Case, cases, chosen
 from benchmarks.harness import machine
-from benchmarks.measure import MODES, Settings, measure
+from benchmarks.measure import MODES, Settings, attempt, measure
 from benchmarks.results import FOLDER, Row, Run, changes, last, load, save
 from ce_fx.tune.calibrate import time_model
 
@@ -160,18 +160,19 @@ def _warm_up(settings: Settings) -> str:
 
 
 def measured(found: Sequence[Case], modes: Sequence[str], settings: Settings) -> Iterator[Row]:
-    """Row by row; progress goes to stderr, and a case that fails is a row that says so."""
+    """Row by row; a case that fails is a row that says so."""
     for number, case in enumerate(found, 1):
         for mode in modes:
-            start = time.perf_counter()
-            try:
-                row = measure(case, mode, settings)
-            except Exception as error:  # the other rows are still wanted; the table shows what happened
-                row = Row(case.name, mode, idle=case.idle, error=f"{type(error).__name__}: {error}"[:200])
-            result = row.error or f"{row.gain['written']:.2f}x {mark(row)}"
-            spent = time.perf_counter() - start
-            print(f"[{number}/{len(found)}] {case.name} {mode}: {result} ({spent:.1f} s)", file=sys.stderr, flush=True)
-            yield row
+            yield attempt(
+                f"[{number}/{len(found)}] {case.name} {mode}",
+                partial(measure, case, mode, settings),
+                partial(_failed, case, mode),
+                mark,
+            )
+
+
+def _failed(case: Case, mode: str, error: str) -> Row:
+    return Row(case.name, mode, idle=case.idle, error=error)
 
 
 def main(arguments: Sequence[str] | None = None) -> Run:

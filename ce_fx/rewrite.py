@@ -148,7 +148,10 @@ def _reports(
 
 
 def _row(region: Region, decision: Decision, reading: Reading) -> LayerReport:
-    """A region goes by what multiplies in it: by its convolution and not by the batch norm behind."""
+    """A region goes by what multiplies in it: by its convolution and not by the batch norm behind.
+
+    Where it is kept, the report also says what kept it from joining the region before.
+    """
     busy = [node for node in region.nodes if any(op.macs for op in ops_of_nodes(reading.ops.get(node, ())))]
     named = busy or region.nodes
     return LayerReport(
@@ -156,7 +159,9 @@ def _row(region: Region, decision: Decision, reading: Reading) -> LayerReport:
         kind=kind_of_layer(named),
         expression=decision.expression,
         decision=decision.decision,
-        reason=decision.reason,
+        reason=f"{decision.reason}; {region.border}"
+        if region.border and decision.decision == "kept"
+        else decision.reason,
         flops_before=decision.before.flops,
         flops_after=decision.after.flops,
         peak_before=decision.before.peak,

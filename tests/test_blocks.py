@@ -164,13 +164,13 @@ def test_what_must_not_become_one_stays_in_two(block: Block) -> None:
     assert_sound(fast)
 
 
-UNSAID = ("refused/3x3 after 3x3", "refused/bias before 3x3", "refused/ReLU")
+UNSAID = ("refused/ReLU",)
 
 
 @pytest.mark.parametrize("block", REFUSED, ids=by_name)
 def test_the_report_says_why_it_stays_in_two(block: Block, request: pytest.FixtureRequest) -> None:
     if block.name in UNSAID:
-        request.applymarker(pytest.mark.xfail(reason="the report names both convolutions and not what parts them"))
+        request.applymarker(pytest.mark.xfail(strict=True, reason="the report does not name what parts them"))
     reasons = " / ".join(layer.reason for layer in ce_fx.report(refused(block)).layers)
     assert re.search(block.refused, reasons)
 

@@ -158,7 +158,7 @@ class _Factoring:
         axes = tuple((index,) for index in self._axes())
         held = tuple(map(self._term, self.residues))
         self.steps.append(Expression(axes, held))
-        factors = [replace(_factor(self.terms[0], leaf)) for leaf in self.core]
+        factors = [_factor(self.terms[0], leaf) for leaf in self.core]
         whole = _renamed(Term(tuple(factors)), self.table).factors
         leaf = self.first + len(self.steps) - 1
         return Term((*whole, Factor(leaf, axes)), tuple(self.windows)), tuple(self.steps)
