@@ -11,10 +11,11 @@ import torch
 from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
+from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
 from ce_fx.capture.reading import Reading, read
 from ce_fx.decide import Context, Decision, decide, holds_product, unchanged
 from ce_fx.lift.region import Region, Regions, whole_parts
-from ce_fx.lift.regions import find_regions
+from ce_fx.lift.regions import begins_behind, find_regions
 from ce_fx.lower.extract import copy_of, inline
 from ce_fx.lower.price import ops_of_nodes
 from ce_fx.options import Options
@@ -59,22 +60,36 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
     Returns:
         What was decided for each multilinear stretch, in graph order.
     """
-    reading = read(gm, example_inputs)
-    found = find_regions(gm.graph, reading)
+    work, reading = _read(gm, example_inputs)
+    found = find_regions(work.graph, reading)
     context = Context(
-        gm=gm,
+        gm=work,
         options=options,
         fakes=dict(reading.fakes),
-        constant=weight_only(gm, example_inputs, reading),
+        constant=weight_only(work, example_inputs, reading),
         model=partial(_time_model, options),
         training=torch.is_grad_enabled(),
         ops=reading.ops,
     )
     decisions = _worthwhile(_decisions(found, context), reading, context)
-    reports = _reports(gm, decisions, found, reading)
+    reports = _reports(work, decisions, found, reading)
     if any(decision.candidate for _, decision in decisions):
-        _replace(gm, decisions)
+        _replace(work, decisions)
+        if work is not gm:
+            in_place_again(work.graph)
+            gm.graph = work.graph
     return reports
+
+
+def _read(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule, Reading]:
+    """The graph to work on, and its reading: the graph itself, or a copy without writes to slices."""
+    reading = read(gm, example_inputs)
+    if not writes_to_slices(gm.graph):
+        return gm, reading
+    work = copy_of(gm)
+    if not out_of_place(work.graph, read(work, example_inputs)):
+        return gm, reading
+    return work, read(work, example_inputs)
 
 
 def _replace(gm: GraphModule, decisions: Sequence[tuple[Region, Decision]]) -> None:
@@ -154,14 +169,13 @@ def _row(region: Region, decision: Decision, reading: Reading) -> LayerReport:
     """
     busy = [node for node in region.nodes if any(op.macs for op in ops_of_nodes(reading.ops.get(node, ())))]
     named = busy or region.nodes
+    apart = (region.border or begins_behind(region, reading)) if decision.decision == "kept" else None
     return LayerReport(
         name=layer_name(named),
         kind=kind_of_layer(named),
         expression=decision.expression,
         decision=decision.decision,
-        reason=f"{decision.reason}; {region.border}"
-        if region.border and decision.decision == "kept"
-        else decision.reason,
+        reason=f"{decision.reason}; {apart}" if apart else decision.reason,
         flops_before=decision.before.flops,
         flops_after=decision.after.flops,
         peak_before=decision.before.peak,

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-NAMES = {"torch": torch, "F": F, "iadd": operator.iadd, "isub": operator.isub, "imul": operator.imul}
+WRITES = {"iadd": operator.iadd, "isub": operator.isub, "imul": operator.imul, "setitem": operator.setitem}
+NAMES = {"torch": torch, "F": F, **WRITES}
 _LARGEST = 50.0  # of the values, and
 _MOST = 3000  # their number
 
@@ -605,13 +606,38 @@ def _write(w: _Writer) -> None:
         raise _Skip
 
 
+def _border(w: _Writer) -> None:
+    """A value that is written over in parts, on one side or all around, mostly with what it was shifted by."""
+    x = w.pick(lambda value: value.ndim >= 2)
+    constant = w.vector(x)
+    shifted = w.let(w.rng.choice(["{x} * {s} + {v}", "{x} + {v}", "{x} * {v}"]).format(x=x, s=w.number(), v=constant))
+    dims = w.rng.choice([1, 2]) if w.of(shifted).ndim > 2 else 1
+    wide = w.rng.choice([1, 1, 2])
+    target = w.let(f"F.pad({shifted}, {(wide, wide) * dims})" if w.chance(0.8) else f"{shifted} * 1.5")
+    if w.chance(0.1):
+        w.let(f"{target} * 2")  # reads what is not written over yet
+    size = len(w.shape(target))
+    for dim in range(size - dims, size):
+        for side in (f"slice(0, {wide})", f"slice({-wide}, None)"):
+            if w.chance(0.1):
+                continue
+            where = ", ".join(["slice(None)"] * dim + [side])
+            other = w.rng.choice([constant, constant, constant, w.vector(target), w.number(), f"{target}[({where})]"])
+            w.do(f"setitem({target}, ({where},), {other})")
+    if w.of(target).ndim in (3, 4) and w.chance(0.7):
+        n = w.of(target).ndim - 2
+        _conv(w, target, w.rng.randint(1, 4), [w.rng.choice([1, 3])] * n, 1, w.rng.choice([0, 0, 0, 1]), 1, 1, False)
+    elif w.chance(0.7):
+        w.let(f"{target} @ {_kernel(w, w.shape(target)[-1], w.rng.randint(1, 4))}")
+
+
 _IMAGES = [
     *(_any_conv, _branches, _branches, _branches, _branches, _rep_vgg, _rep_vgg, _adapter, _adapter),
     *(_one_kernel, _one_kernel, _transposed),
 ]
 _ROWS = [_matmuls, _matmuls, _matmuls, _matmuls, _shared_matrix, _shared_matrix, _addmm, _addmm, _between]
 _OTHERS = [_add, _add, _add, _affine, _affine, _affine, _nonlinear, _reduce, _view, _view, _back, _join]
-_WRITES = [_write]
+_WRITES = [_write, _write, _border]
 
 
 def program(seed: int) -> Program:
@@ -626,7 +652,7 @@ def program(seed: int) -> Program:
         shape = (*((batch,) if rng.random() < 0.5 else ()), rng.randint(2, 5), rng.randint(2, 6))
     for _ in range(rng.choice([1, 1, 2])):
         w.input(shape)
-    steps = [*(_IMAGES if image else _ROWS) * 2, *_OTHERS, *_WRITES * rng.choice([0, 1, 3, 6])]
+    steps = [*(_IMAGES if image else _ROWS) * 2, *_OTHERS, *_WRITES * rng.choice([0, 1, 2, 3])]
     if rng.random() < 0.2:
         steps += [*_IMAGES, *_ROWS]
     goal = rng.randint(2, 6)
@@ -656,7 +682,7 @@ def program(seed: int) -> Program:
     return whole if rng.random() < 0.1 else tidy(whole)
 
 
-_IN_PLACE = re.compile(r"\w_\(|\bi(add|sub|mul)\(")
+_IN_PLACE = re.compile(r"\w_\(|\bi(add|sub|mul)\(|\bsetitem\(")
 
 
 def tidy(whole: Program) -> Program:

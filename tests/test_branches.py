@@ -24,12 +24,11 @@ from tests.branches import Program, program, shortest
 # The package has functions under these names, too.
 deciding, rewriting = import_module("ce_fx.decide"), import_module("ce_fx.rewrite")
 _TIGHT = 1e-9
-_WRITES = (branches.NAMES["iadd"], branches.NAMES["isub"], branches.NAMES["imul"])
 
 
 def trace(model):
     """The model's graph, in which the writes of `operator.iadd` stay writes, as Dynamo has them."""
-    return torch.fx.GraphModule(model, torch.fx.Tracer(autowrap_functions=_WRITES).trace(model))
+    return torch.fx.GraphModule(model, torch.fx.Tracer(autowrap_functions=tuple(branches.WRITES.values())).trace(model))
 
 
 class Picking:

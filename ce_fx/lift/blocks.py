@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from ce_fx.algebra import Axes, Axis, Expression, Factor, Index, Term, Window, axis_size, flat, substitute
-from ce_fx.lift.products import Builder, Refused, holders, lone_index, slid
+from ce_fx.lift.products import Builder, Refused, add, holders, lone_index, slid
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands
 from ce_fx.lift.roll import rolled
+from ce_fx.lift.steps import box, merged, times
 
 Narrow: TypeAlias = "Callable[[int, Part], int]"
 """Gives the number of a leaf that is a part of another."""
@@ -50,20 +51,67 @@ def mapped(
         out = operands.fresh(index.name, size)
         window = Window(index, out, (), stride, pad)
         expression = builder.expressions[0]
-        terms = tuple(_mapped(term, window) for term in expression.terms)
+        terms = tuple(new for term in expression.terms if (new := _mapped(term, window, operands)) is not None)
+        if not terms:
+            return Refusal("nothing of a tensor is left but zeros")
     except Refused as refused:
         return Refusal(str(refused))
     return Expression((*expression.axes[:dim], (out,), *expression.axes[dim + 1 :]), terms)
 
 
-def _mapped(term: Term, window: Window) -> Term:
+def written_over(
+    expression: Expression, dim: int, start: int, value: Expression, length: int, operands: Operands
+) -> Expression | Refusal:
+    """A tensor with `value` in place of `length` positions of one axis: what is left of it and what is new, added."""
+    stop = start + length
+    try:
+        builder = Builder((expression,), operands.fresh)
+        index = lone_index(builder, 0, dim, "i")
+        expression = builder.expressions[0]
+        left = [_cleared(term, index, start, stop, operands) for term in expression.terms]
+        rest = Expression(expression.axes, tuple(term for term in left if term is not None))
+        if any(_holds(value, one) for one in value.axes[dim]):
+            placed = mapped(value, dim, index.size, 1, start, operands)
+            if isinstance(placed, Refusal):
+                return placed
+        else:
+            inside = box(index.size, start, stop)
+            terms = tuple(times(term, index, inside, operands) for term in value.terms)
+            axes = (*value.axes[:dim], (index,), *value.axes[dim + 1 :])
+            placed = Expression(axes, tuple(term for term in terms if term is not None))
+        if not rest.terms:
+            return placed
+        total = add(rest, placed, operands.fresh)
+        return total if isinstance(total, Refusal) else merged(total, operands)
+    except Refused as refused:
+        return Refusal(str(refused))
+
+
+def _cleared(term: Term, index: Index, start: int, stop: int, operands: Operands) -> Term | None:
+    """The term with zeros at some positions of an axis; as it is where it is zero there anyway."""
+    window = next((w for w in term.windows if w.out == index and not w.taps), None)
+    if window is not None:
+        _, first, length = _meeting(window)
+        if first >= stop or first + length <= start:
+            return term
+    return times(term, index, tuple(1 - one for one in box(index.size, start, stop)), operands)
+
+
+def _holds(expression: Expression, index: Index) -> bool:
+    return any(holders(term, index) for term in expression.terms)
+
+
+def _mapped(term: Term, window: Window, operands: Operands) -> Term | None:
     held = holders(term, window.features)
     if held > 1 and all(w.out != window.features for w in term.windows):
         return replace(term, windows=(*term.windows, window))  # each factor is narrowed
     result = slid(term, window)
-    if result is None and _meeting(window)[2] < window.out.size:
-        raise Refused("a constant is padded with zeros, or one of the concatenated tensors is constant along the axis")
-    return term if result is None else result
+    if result is not None:
+        return result
+    _, first, length = _meeting(window)
+    if length >= window.out.size:
+        return term
+    return times(term, window.out, box(window.out.size, first, first + length), operands)
 
 
 def resolved(expression: Expression, narrow: Narrow, fresh: Callable[[str, int], Index]) -> Expression | Refusal:

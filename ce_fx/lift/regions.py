@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -36,6 +36,15 @@ from ce_fx.lift.registry import RULES, SPLITS, Operands, sizes
 def find_regions(graph: Graph, reading: Reading) -> Regions:
     """Find the regions of a graph from its reading."""
     return _Growth(graph, reading).run()
+
+
+def begins_behind(region: Region, reading: Reading) -> str | None:
+    """What a region that could grow no further begins behind: an op that has no rule."""
+    for leaf in region.leaves:
+        ops = reading.ops.get(leaf, ())
+        if ops and ops[-1].target not in RULES and ops[-1].target not in SPLITS:
+            return f"it begins behind {_name(ops[-1])}, which is not multilinear"
+    return None
 
 
 class _Growth:
@@ -194,7 +203,7 @@ class _Growth:
         result = resolved(lifted, _Parts(leaves).narrow, Operands({}, {}, self.numbers).fresh)
         partial = isinstance(result, Refusal)
         given = [leaf for leaf in leaves if isinstance(leaf, Node)]
-        derived = [leaf for leaf in leaves if isinstance(leaf, Derived)]
+        derived = _derived(leaves, (lifted,) if isinstance(result, Refusal) else (lifted, result))
         ops = tuple(op for n in nodes for op in self.reading.ops.get(n, ()) if op.target not in SPLITS)
         own_leaves = self._own_leaves(given, nodes)
         if isinstance(own_leaves, Refusal):
@@ -203,7 +212,7 @@ class _Growth:
         if changed is not None:
             return changed
         numbers = {leaf: n for n, leaf in enumerate([*given, *derived])}
-        table = {old: numbers[leaf] for leaf, old in leaves.items()}
+        table = {old: numbers[leaf] for leaf, old in leaves.items() if leaf in numbers}
         return Region(
             output,
             tuple(nodes),
@@ -286,6 +295,17 @@ def _owners(graph: Graph, reading: Reading) -> dict[Node, Node]:
 
 def _writes(reading: Reading) -> tuple[tuple[Node, object], ...]:
     return tuple(reading.mutations)
+
+
+def _derived(leaves: Mapping[Node | Derived, int], expressions: Sequence[Expression]) -> list[Derived]:
+    """The derived leaves that some expressions need, in order: what one is derived from comes before it."""
+    used = {factor.leaf for each in expressions for term in each.terms for factor in term.factors}
+    needed: list[Derived] = []
+    for leaf in reversed(list(leaves)):
+        if isinstance(leaf, Derived) and leaves[leaf] in used:
+            used.update(leaves[source] for source in leaf.sources)
+            needed.append(leaf)
+    return needed[::-1]
 
 
 class _Parts:

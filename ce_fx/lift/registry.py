@@ -96,6 +96,10 @@ class Operands:
         number = self._leaves.setdefault(leaf, len(self._leaves))
         return leaf_expression(number, tuple(() if size == 1 else (self.fresh("i", size),) for size in shape))
 
+    def key(self, leaf: int) -> Node | Derived:
+        """What a leaf is, by its number."""
+        return next(key for key, number in self._leaves.items() if number == leaf)
+
     def inside(self, arg: Any) -> bool:
         """Whether an operand is computed within the region."""
         return arg in self._values

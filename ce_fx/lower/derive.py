@@ -27,6 +27,11 @@ def _rsqrt(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: M
     return graph.call_function(torch.rsqrt, (shifted,))
 
 
+def _sqrt(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
+    """`sqrt(x + eps)`."""
+    return graph.call_function(torch.sqrt, (graph.call_function(torch.add, (sources[0], params[0])),))
+
+
 def _reciprocal(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
     return graph.call_function(torch.reciprocal, (sources[0],))
 
@@ -39,6 +44,12 @@ def _full(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Ma
     """A constant kernel: `params` are its size and its value."""
     size, value = params
     return graph.call_function(torch.full, ([size], value), dict(like))
+
+
+def _steps(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
+    """A piecewise constant vector: `params` are its runs, each a value and a length."""
+    runs = [graph.call_function(torch.full, ([length], value), dict(like)) for value, length in params]
+    return graph.call_function(torch.cat, (runs,))
 
 
 def _eye(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:
@@ -95,14 +106,16 @@ def _part(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Ma
 KINDS: dict[str, Maker] = {
     "part": _part,
     "rsqrt": _rsqrt,
+    "sqrt": _sqrt,
     "reciprocal": _reciprocal,
     "ones": _ones,
     "full": _full,
+    "steps": _steps,
     "eye": _eye,
     "resize": _resize,
     "adaptive_avg_pool": _adaptive_avg_pool,
     "avg_pool": _avg_pool,
 }
 
-POSITIVE = {"rsqrt", "reciprocal"}
+POSITIVE = {"rsqrt", "sqrt", "reciprocal"}
 """Kinds that are tried on positive sources: variances, and norms that are not nearly zero."""

@@ -9,10 +9,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from ce_fx.capture.reading import PROVENANCE
 from ce_fx.sizes import hint
-
-PROVENANCE = ("nn_module_stack", "stack_trace", "source_fn_stack")
-"""Metadata that a new node takes over from the node it replaces."""
 
 
 def extract(gm: GraphModule, nodes: Sequence[Node], leaves: Sequence[Node], numbers: Mapping[Node, Any]) -> GraphModule:

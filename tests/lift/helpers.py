@@ -76,6 +76,8 @@ def _part(sources, shape, dim, start, length, step):
 DERIVED = {
     "reciprocal": lambda sources: 1 / sources[0],
     "part": _part,
+    "sqrt": lambda sources, eps: torch.sqrt(sources[0] + eps),
+    "steps": lambda _sources, *runs: torch.tensor([v for v, n in runs for _ in range(n)], dtype=torch.float64),
     "rsqrt": lambda sources, eps: 1 / torch.sqrt(sources[0] + eps),
     "ones": lambda _sources, *shape: torch.ones(shape, dtype=torch.float64),
     "full": lambda _sources, size, value: torch.full((size,), value, dtype=torch.float64),

@@ -10,7 +10,8 @@ import torch
 from torch.fx import Node
 
 from ce_fx.algebra import Expression
-from ce_fx.lift.blocks import mapped
+from ce_fx.lift.arguments import arguments
+from ce_fx.lift.blocks import mapped, written_over
 from ce_fx.lift.products import add, reshape
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import SPLITS, Operands, fake_of, lifts, sizes
@@ -35,6 +36,22 @@ def part(node: Node, operands: Operands) -> Expression | Refusal:
         return Refusal("a slice of a symbolic size")
     start = min(max((start or 0) + (size if (start or 0) < 0 else 0), 0), size)
     return mapped(operands.tensor(x), dim, length, step, -start, operands)
+
+
+@lifts(aten.slice_scatter.default)
+def slice_scatter(node: Node, operands: Operands) -> Expression | Refusal:
+    """A tensor with another one in place of positions `start, .., stop - 1` of one axis."""
+    x, source = _plain(node.args[:2])
+    given = arguments(node)
+    dim, start, stop, step = given["dim"], given["start"], given["end"], given["step"]
+    dim %= fake_of(x).ndim
+    size = fake_of(x).shape[dim]
+    if step != 1 or not _all_int([size, start or 0, size if stop is None else stop]):
+        return Refusal("a slice with steps or of a symbolic size is written over")
+    first, last, _ = slice(start, stop).indices(size)
+    if last - first == size:
+        return operands.tensor(source)
+    return written_over(operands.tensor(x), dim, first, operands.tensor(source), last - first, operands)
 
 
 @lifts(aten.select.int)

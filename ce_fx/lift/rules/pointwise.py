@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Number
 from typing import Any
 
@@ -48,15 +49,33 @@ def div(node: Node, operands: Operands) -> Expression | Refusal:
     """By a number other than 0; by a tensor that is not computed here it is a product with its reciprocal."""
     x, y = node.args[:2]
     if isinstance(x, Node) and isinstance(y, Node):
-        if operands.inside(y):
-            return Refusal("division by a tensor that is computed within the region")
         if not all(isinstance(size, int) for size in fake_of(y).shape):
             return Refusal("division by a tensor of symbolic size")
-        inverse = operands.derived(Derived("reciprocal", (y,)), fake_of(y).shape)
-        return elementwise(operands.tensor(x), inverse, operands.fresh)
+        inverse = Derived("reciprocal", (y,))
+        if operands.inside(y):
+            divisor = _lone_leaf(operands.tensor(y), operands)
+            if not isinstance(divisor, Derived) or divisor.kind != "sqrt":
+                return Refusal("division by a tensor that is computed within the region")
+            inverse = replace(divisor, kind="rsqrt")
+        return elementwise(operands.tensor(x), operands.derived(inverse, fake_of(y).shape), operands.fresh)
     if not isinstance(y, (int, float, complex)) or y == 0:
         return Refusal("division by zero, or by what is no number in the graph")
     return _scaled(node, x, 1 / y, operands)
+
+
+@lifts(aten.sqrt.default, aten.rsqrt.default)
+def root(node: Node, operands: Operands) -> Expression | Refusal:
+    """The square root of a tensor that is not computed here, or of one and a number, and its reciprocal."""
+    x = operands.tensor(node.args[0])
+    shape = fake_of(node).shape
+    if not all(isinstance(size, int) for size in shape):
+        return Refusal("the root of a tensor of symbolic size")
+    numbers = [term.coefficient for term in x.terms if not term.factors]
+    source = _lone_leaf(replace(x, terms=tuple(term for term in x.terms if term.factors)), operands)
+    if not isinstance(source, Node) or len(numbers) > 1:
+        return Refusal("the root of what is computed within the region")
+    kind = "sqrt" if node.target is aten.sqrt.default else "rsqrt"
+    return operands.derived(Derived(kind, (source,), tuple(numbers) or (0.0,)), shape)
 
 
 @lifts(aten.neg.default, aten.negative.default, aten.neg_.default)
@@ -70,6 +89,15 @@ def dropout(node: Node, operands: Operands) -> Expression | Refusal:
     """The identity when not training, or with p = 0."""
     x, p, train = node.args[:3]
     return Refusal("active dropout") if train and p != 0 else operands.tensor(x)
+
+
+def _lone_leaf(expression: Expression, operands: Operands) -> Node | Derived | None:
+    """The leaf that an expression is, axis by axis."""
+    if len(expression.terms) != 1:
+        return None
+    term = expression.terms[0]
+    alone = len(term.factors) == 1 and not term.windows and term.coefficient == 1
+    return operands.key(term.factors[0].leaf) if alone and term.factors[0].axes == expression.axes else None
 
 
 def _scaled(node: Node, x: Any, number: Any, operands: Operands) -> Expression | Refusal:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ce_fx
-from tests.lift.helpers import assert_lifts, rand, regions_of
+from tests.lift.helpers import assert_lifts, rand, refusal, regions_of
 
 
 def assert_exact(function, *inputs):
@@ -61,6 +61,61 @@ def test_it_lifts_and_is_exact(name):
     inputs = [rand(*shape) for shape in shapes]
     assert_lifts(function, *inputs, terms=terms)
     assert_exact(function, *inputs)
+
+
+def bordered(x, s, b, w, mean=0.0):
+    """What is shifted, then padded, then written over with the shift all around."""
+    y = F.pad(x * s + b, (1, 1, 2, 2))
+    shift = b.expand(1, 3, 1, 1)
+    y = torch.slice_scatter(y, shift.expand(2, 3, 2, 7), 2, 0, 2)
+    y = torch.slice_scatter(y, shift.expand(2, 3, 2, 7), 2, -2)
+    y = torch.slice_scatter(y, shift.expand(2, 3, 8, 1), 3, 0, 1)
+    y = torch.slice_scatter(y, shift.expand(2, 3, 8, 1), 3, 6)
+    return F.conv2d(y, w)
+
+
+def test_a_border_of_what_was_added_leaves_a_padded_convolution():
+    inputs = rand(2, 3, 4, 5), rand(3, 1, 1), rand(3, 1, 1), rand(4, 3, 3, 3)
+    region = assert_lifts(bordered, *inputs, terms=2)
+    assert not region.derived
+    assert region.expression.terms[0].windows[0].pad == 2
+    assert_exact(bordered, *inputs)
+
+
+def test_a_border_of_something_else_is_another_term():
+    def function(x, w, b):
+        y = torch.slice_scatter(F.pad(x, (1, 1)), b.expand(2, 3, 1), 2, 0, 1)
+        return F.conv1d(y, w)
+
+    inputs = rand(2, 3, 4), rand(4, 3, 2), rand(3, 1)
+    region = assert_lifts(function, *inputs, terms=2)
+    assert [leaf.kind for leaf in region.derived] == ["steps"]
+    assert_exact(function, *inputs)
+
+
+def test_constants_side_by_side_and_padded():
+    def function(x, b, c, w):
+        shift = F.pad(torch.cat([b.expand(3, 2), c.expand(3, 4)], 1), (1, 0))
+        return (x + shift) @ w
+
+    inputs = rand(3, 7), rand(3, 1), rand(3, 1), rand(7, 2)
+    assert_lifts(function, *inputs, terms=3)
+    assert_exact(function, *inputs)
+
+
+def test_a_part_of_what_is_computed_is_not_multiplied_by_zero():
+    """It may be infinite where it is written over."""
+
+    def function(x, w, y):
+        return torch.slice_scatter(x @ w, y, 1, 0, 1) @ w
+
+    inputs = rand(3, 3), rand(3, 3), rand(3, 1)
+    reason = "a part of what is computed is written over"
+    assert refusal(function, *inputs) == reason
+
+
+def test_a_tensor_that_is_written_over_whole():
+    assert_lifts(lambda x, y, w: torch.slice_scatter(x, y, 1) @ w, rand(2, 3), rand(2, 3), rand(3, 4), factors=2)
 
 
 def test_a_concatenation_that_is_the_result_ends_two_regions():

@@ -1,5 +1,7 @@
 """Multiplication by numbers and tensors."""
 
+import pytest
+import torch
 import torch.nn.functional as F
 
 from tests.lift.helpers import assert_lifts, rand, refusal
@@ -31,6 +33,30 @@ def test_division_by_a_tensor_is_refused():
     assert_lifts(lambda x, w, d: (x @ w) / d, rand(2, 3), rand(3, 4), rand(4))
     reason = refusal(lambda x, w, d: (x @ w) / (d * 2), rand(2, 3), rand(3, 4), rand(4))
     assert reason == "division by a tensor that is computed within the region"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w, v: (x @ w) / (v + 0.1).sqrt(),
+        lambda x, w, v: (x @ w) * torch.rsqrt(0.1 + v),
+        lambda x, w, v: (x @ w) * (0.1 + v).rsqrt() / 1,
+    ],
+)
+def test_the_scale_of_a_norm_is_one_leaf_however_it_is_spelt(function):
+    region = assert_lifts(function, rand(2, 3), rand(3, 4), rand(4).abs(), factors=3)
+    assert [leaf.kind for leaf in region.derived] == ["rsqrt"]
+    assert region.derived[0].params == (0.1,)
+
+
+def test_a_root_is_a_leaf():
+    region = assert_lifts(lambda x, w, v: (x @ w) * v.sqrt(), rand(2, 3), rand(3, 4), rand(4).abs(), factors=3)
+    assert [leaf.kind for leaf in region.derived] == ["sqrt"]
+
+
+def test_a_root_of_a_product_is_refused():
+    reason = refusal(lambda x, w: torch.sqrt(x @ w), rand(2, 3), rand(3, 4))
+    assert reason == "the root of what is computed within the region"
 
 
 def test_promotion_is_refused():
