@@ -18,7 +18,8 @@ from ce_fx.algebra.canonical import canonical
 from ce_fx.inner import run_by
 from ce_fx.lift.region import Region
 from ce_fx.lower.extract import extract
-from ce_fx.lower.price import ops_of_nodes
+from ce_fx.lower.multiply import CONVS
+from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
 from ce_fx.lower.value import LoweringError
 from ce_fx.lower.verify import mismatch
 from ce_fx.options import Options
@@ -127,11 +128,11 @@ def unchanged(decision: Decision, reason: str) -> Decision:
 def _decide(region: Region, context: Context) -> Decision:
     text = str(region.expression)
     alone = _nothing_to_reorder(region)
-    if alone and not context.fold:
+    if alone and not (context.fold and _has_scalings(region)):
         return _keep(text, _as_written(region, context), alone)
     problem = problem_of(region, context)
     try:
-        problem, choice = _less_work(problem) if alone else _chosen(problem, region, context)
+        problem, choice = _less_work(problem, region) if alone else _chosen(problem, region, context)
     except (PlanError, LoweringError) as error:
         return _keep(text, problem.cost, str(error), "refused")
     before = _timed(problem.cost, choice.written)
@@ -168,10 +169,25 @@ def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem
     return problem, choice
 
 
-def _less_work(problem: Problem) -> tuple[Problem, Choice]:
-    """The choice for the same convolution with less around it, once scalings are folded into its kernel."""
-    same = [one for one in candidates(problem) if all(not plan.ways for plan in one.plans)]
+def _less_work(problem: Problem, region: Region) -> tuple[Problem, Choice]:
+    """The choice for the same convolution with less around it, once scalings are folded into its kernel.
+
+    Nothing is measured, so nothing else may change: a convolution stays one, whatever a matmul is predicted to take.
+    """
+    convolves = any(op.target in CONVOLUTIONS for op in region.ops)
+
+    def is_alike(module: GraphModule) -> bool:
+        return any(node.target in CONVS.values() for node in module.graph.nodes) == convolves
+
+    same = [one for one in candidates(problem) if is_alike(one.module)]
     return problem, by_prediction(problem, same, margin=1.0) if same else kept_as_written(problem)
+
+
+def _has_scalings(region: Region) -> bool:
+    """Whether weights meet weights: a kernel that is scaled, or two numbers that are added per channel."""
+    terms = region.expression.terms
+    scaled = any(len(term.factors) > 2 or term.coefficient != 1 for term in terms)
+    return scaled or sum(len(term.factors) < 2 for term in terms) > 1
 
 
 def _nothing_to_reorder(region: Region) -> str | None:

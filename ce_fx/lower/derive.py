@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from torch.nn import functional
 
 from ce_fx.algebra.derived import Derived
+from ce_fx.lower.resize import mark
 
 Maker: TypeAlias = "Callable[[Graph, Sequence[Node], Sequence[Any], Mapping[str, Any]], Node]"
 """`maker(graph, sources, params, like)`; `like` holds the dtype and the device of a constant."""
@@ -18,7 +19,9 @@ Maker: TypeAlias = "Callable[[Graph, Sequence[Node], Sequence[Any], Mapping[str,
 
 def derive(graph: Graph, leaf: Derived, inputs: Sequence[Node], like: Mapping[str, Any]) -> Node:
     """Emit a derived leaf, from the inputs whose numbers are its sources."""
-    return KINDS[leaf.kind](graph, [inputs[source] for source in leaf.sources], leaf.params, like)
+    node = KINDS[leaf.kind](graph, [inputs[source] for source in leaf.sources], leaf.params, like)
+    mark(node, leaf)
+    return node
 
 
 def _rsqrt(graph: Graph, sources: Sequence[Node], params: Sequence[Any], like: Mapping[str, Any]) -> Node:

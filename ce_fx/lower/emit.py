@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 from ce_fx.algebra import Index, flat
 from ce_fx.lower.convolve import merge, slide
 from ce_fx.lower.multiply import batched, matrix, matrix_conv, pixels, pixels_matmul, product
+from ce_fx.lower.resize import before, interpolate, resized
 from ce_fx.lower.slides import band, grouped, taps, unfold
 from ce_fx.lower.value import Letter, Letters, LoweringError, Value, arranged, shape_of, split
 from ce_fx.plan.kinds import kind_of, left_is_larger
@@ -53,13 +54,14 @@ WAYS: dict[str, Emitter] = {
 """The same for the ways that are not those of the kind; see `ce_fx.plan.ways`."""
 
 
-def emit(plan: Plan, graph: Graph, leaves: Sequence[Node]) -> Node:
+def emit(plan: Plan, graph: Graph, leaves: Sequence[Node], order: Sequence[int] | None = None) -> Node:
     """Emit the evaluation of a product along its plan, at the graph's insertion point.
 
     Args:
         plan: the network and the tree.
         graph: where to emit.
         leaves: node `n` gives operand `n`, with the axes of `term.factors[n]`.
+        order: the output's axes from the slowest to the fastest, as the result is best stored; their own by default.
 
     Returns:
         The node that has the output's axes: an axis of several indices is flattened row-major, an empty one has size
@@ -79,7 +81,8 @@ def emit(plan: Plan, graph: Graph, leaves: Sequence[Node]) -> Node:
         for n, node in enumerate(leaves)
     ]
     outs = {axis.window.out: a for a, axis in enumerate(network.axes)}
-    wish = tuple(outs.get(index, index) for index in flat(network.output))
+    axes = network.output if order is None else tuple(network.output[dim] for dim in order)
+    wish = tuple(outs.get(index, index) for index in flat(axes))
     return _finish(network, graph, _emit_tree(plan.tree, plan, graph, values, wish))
 
 
@@ -88,6 +91,10 @@ def _emit_tree(tree: Tree, plan: Plan, graph: Graph, values: Sequence[Value], wi
     if isinstance(tree, int):
         return values[tree]
     network = plan.network
+    whole = resized(tree, network, values)
+    if whole is not None:
+        rest, axes = whole
+        return interpolate(graph, _emit_tree(rest, plan, graph, values, before(axes, wish)), axes, wish)
     step = step_of(network, subset_of(tree[0]), subset_of(tree[1]))
     first = left_is_larger(step, network)
     sides = (tree[0], tree[1]) if first else (tree[1], tree[0])

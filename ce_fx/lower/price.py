@@ -57,7 +57,7 @@ def _elements(*args: Any) -> int:
     return sum(prod(_shape(arg)) for arg in args)
 
 
-@_prices(
+CONVOLUTIONS = (
     aten.conv1d.default,
     aten.conv2d.default,
     aten.conv3d.default,
@@ -65,6 +65,9 @@ def _elements(*args: Any) -> int:
     aten.conv2d.padding,
     aten.conv3d.padding,
 )
+
+
+@_prices(*CONVOLUTIONS)
 def _conv(node: Node) -> tuple[Op, ...]:
     """X [B, g*S, ...], weight [g*T, S, ...]: every output element is a sum over S and the kernel."""
     x, weight = node.args[:2]

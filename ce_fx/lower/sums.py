@@ -14,11 +14,16 @@ from ce_fx.algebra.derived import Derived
 from ce_fx.algebra.program import Eye, Place, Program, Step
 from ce_fx.lower.derive import derive
 from ce_fx.lower.emit import emit
+from ce_fx.lower.multiply import CONVS
 from ce_fx.plan.plan import Plan
 
 
 def candidate(
-    program: Program, plans: Sequence[Plan], leaves: Sequence[Tensor], derived: Sequence[Derived] = ()
+    program: Program,
+    plans: Sequence[Plan],
+    leaves: Sequence[Tensor],
+    derived: Sequence[Derived] = (),
+    order: Sequence[int] | None = None,
 ) -> GraphModule:
     """A module that evaluates a program of its inputs, in torch functions only.
 
@@ -27,6 +32,7 @@ def candidate(
         plans: one for each product of each step, in order.
         leaves: values of the inputs, real or fake, for dtype and device.
         derived: leaves that are computed from the inputs.
+        order: the axes of the result from the slowest to the fastest, as it is best stored.
     """
     graph = Graph()
     inputs = [graph.placeholder(f"leaf_{n}") for n in range(len(leaves))]
@@ -36,23 +42,36 @@ def candidate(
         values.append(derive(graph, leaf, values, like))
     queue = iter(plans)
     for step in program.steps:
-        values.append(_emit_step(step, graph, values, queue, like))
+        last = step is program.steps[-1]
+        values.append(_emit_step(step, graph, values, queue, like, order if last else None))
     graph.output(values[-1])
     graph.eliminate_dead_code()
     graph.lint()
     return GraphModule(torch.nn.Module(), graph)
 
 
-def _emit_step(step: Step, graph: Graph, values: Sequence[Node], plans: Iterator[Plan], like: dict[str, Any]) -> Node:
+def _emit_step(
+    step: Step,
+    graph: Graph,
+    values: Sequence[Node],
+    plans: Iterator[Plan],
+    like: dict[str, Any],
+    order: Sequence[int] | None,
+) -> Node:
     if isinstance(step, Eye):
         return graph.call_function(torch.eye, (step.size,), like)
     if isinstance(step, Place):
         return _place(step, graph, values[step.leaf])
-    return _total(step, graph, values, plans, like)
+    return _total(step, graph, values, plans, like, order)
 
 
 def _total(
-    expression: Expression, graph: Graph, values: Sequence[Node], plans: Iterator[Plan], like: dict[str, Any]
+    expression: Expression,
+    graph: Graph,
+    values: Sequence[Node],
+    plans: Iterator[Plan],
+    like: dict[str, Any],
+    order: Sequence[int] | None,
 ) -> Node:
     constant = sum(term.coefficient for term in expression.terms if not term.factors)
     parts: dict[tuple[bool, ...], Node] = {}  # by the axes that they have; those of a bias first become one
@@ -60,7 +79,7 @@ def _total(
         if not term.factors:
             continue
         plan = next(plans)
-        node = emit(plan, graph, [values[f.leaf] for f in plan.network.term.factors])
+        node = emit(plan, graph, [values[f.leaf] for f in plan.network.term.factors], order)
         has = tuple(axis != () for axis in plan.network.output)
         parts[has] = graph.call_function(torch.add, (parts[has], node)) if has in parts else node
     if not parts:
@@ -72,15 +91,13 @@ def _total(
     return total if constant == 0 else graph.call_function(torch.add, (total, constant))
 
 
-_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
-
-
 def _with_bias(graph: Graph, total: Node, node: Node, has: tuple[bool, ...]) -> Node | None:
     """A convolution that adds one number per channel itself; None where that cannot be."""
     channels = [place for place, held in enumerate(has) if held]
-    if total.target not in _CONVOLUTIONS or channels != [1] or len(total.args) > 2 or "bias" in total.kwargs:
+    if total.target not in CONVS.values() or channels != [1] or len(total.args) > 2 or "bias" in total.kwargs:
         return None
     bias = graph.call_function(torch.flatten, (node,))
+    assert callable(total.target)
     return graph.call_function(total.target, total.args, {**total.kwargs, "bias": bias})
 
 

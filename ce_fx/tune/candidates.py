@@ -136,7 +136,8 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     Raises:
         LoweringError: a step has no exact form, or the result would have another dtype or device.
     """
-    module = candidate(program, plans, problem.leaves, problem.derived)
+    order = order_of(problem.output)
+    module = candidate(program, plans, problem.leaves, problem.derived, order)
     reading = read(module, problem.leaves)
     output = module.graph.output_node()
     (last,) = output.all_input_nodes
@@ -144,7 +145,6 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     if (result.dtype, result.device) != (problem.output.dtype, problem.output.device):
         raise LoweringError(f"the plan would give {result.dtype} on {result.device}")
     if not same_strides(result, problem.output):
-        order = order_of(problem.output)
         if order is None:
             raise LoweringError("the result as written is not dense in memory")
         with module.graph.inserting_before(output):
