@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "report": {"algebra", "plan"},
     "nn": {"algebra", "plan", "lower"},
 }
-LEAVES = {"errors", "options", "sizes"}
+LEAVES = {"errors", "options", "provenance", "sizes"}
 NO_TORCH = {"algebra", "plan"}
 HEAVY = {"networkx", "cotengra", "matplotlib", "tensorly", "tltorch", "peft"}
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from ce_fx.capture.reading import PROVENANCE, Reading
+from ce_fx.capture.reading import Reading
+from ce_fx.provenance import provenance
 
 _SLICES = "ce_fx_slices"
 """Metadata of a slice_scatter: what the write was indexed with."""
@@ -55,8 +56,8 @@ def out_of_place(graph: Graph, reading: Reading) -> bool:
             new = graph.call_function(torch.slice_scatter, (target, expanded, dim, start, stop))
         for user in [user for user in target.users if user not in (new, write)]:
             user.replace_input_with(target, new)
-        expanded.meta = _provenance(write)
-        new.meta = {**_provenance(write), _SLICES: where}
+        expanded.meta = provenance(write)
+        new.meta = {**provenance(write), _SLICES: where}
         new.meta.update({key: target.meta[key] for key in ("val", "example_value") if key in target.meta})
         target.meta[_TARGET] = True
         own[new] = own[target]
@@ -75,15 +76,11 @@ def in_place_again(graph: Graph) -> None:
             continue
         with graph.inserting_before(node):
             write = graph.call_function(operator.setitem, (target, where, expanded.args[0]))
-        write.meta = _provenance(node)
+        write.meta = provenance(node)
         node.replace_all_uses_with(target)
         graph.erase_node(node)
         if not expanded.users:
             graph.erase_node(expanded)
-
-
-def _provenance(node: Node) -> dict[str, Any]:
-    return {key: node.meta[key] for key in PROVENANCE if key in node.meta}
 
 
 def _own_memory(target: Node, reading: Reading, order: dict[Node, int]) -> bool:

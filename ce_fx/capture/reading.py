@@ -29,9 +29,6 @@ from torch.utils import _pytree as pytree
 
 log = logging.getLogger(__name__)
 
-PROVENANCE = ("nn_module_stack", "stack_trace", "source_fn_stack")
-"""Metadata that a new node takes over from the node it replaces."""
-
 _MISSING = object()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from ce_fx.capture.reading import PROVENANCE
+from ce_fx.provenance import provenance
 from ce_fx.sizes import hint
 
 
@@ -65,7 +65,7 @@ def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region:
                 result = copies[node.args[0]]
                 continue
             copy = graph.node_copy(node, lambda n: copies[n])
-            copy.meta = {key: source.meta[key] for key in PROVENANCE if key in source.meta}
+            copy.meta = provenance(source)
             copies[node] = copy
             new.append(copy)
             value = fake_value(copy, fakes)
