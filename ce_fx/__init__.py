@@ -4,6 +4,8 @@
 `ce_fx.conv_einsum("bshw,rt,rs,rh,rw->bthw|hw", x, wt, ws, wh, ww)`.
 """
 
+from typing import Any
+
 # Packages and modules first: importing one binds its name here, and some names are those of functions.
 import ce_fx.capture
 import ce_fx.lift
@@ -23,6 +25,7 @@ __all__ = [
     "CaptureError",
     "CeFxError",
     "ExpressionError",
+    "InductorPass",
     "LayerReport",
     "Report",
     "audit",
@@ -39,3 +42,12 @@ __all__ = [
     "restore_",
     "rewrite",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`InductorPass` waits until it is asked for: it imports Inductor, which takes as long as torch itself."""
+    if name == "InductorPass":
+        from ce_fx.inductor_pass import InductorPass
+
+        return InductorPass
+    raise AttributeError(f"module 'ce_fx' has no attribute {name!r}")

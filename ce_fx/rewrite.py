@@ -72,7 +72,7 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
         ops=reading.ops,
     )
     decisions = _worthwhile(_decisions(found, context), reading, context)
-    reports = _reports(work, decisions, found, reading)
+    reports = _reports(work, decisions, found, reading, _bodies(work, example_inputs, reading, options))
     if any(decision.candidate for _, decision in decisions):
         _replace(work, decisions)
         if work is not gm:
@@ -153,12 +153,36 @@ def _worthwhile(
     return [(region, unchanged(decision, reason)) for region, decision in decisions]
 
 
+def _bodies(
+    gm: GraphModule, example_inputs: Sequence[Any], reading: Reading, options: Options
+) -> list[tuple[Node, list[LayerReport]]]:
+    """Rewrite the bodies of activation checkpoints, which are graphs of their own: no region reaches across."""
+    given = dict(zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=False))
+    found = []
+    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.tag_activation_checkpoint):
+        name, *args = node.args
+        state = reading.states.get(node)
+        if not isinstance(name, Node) or state is None or state.grad != torch.is_grad_enabled() or state.autocast:
+            continue
+        inputs = [given.get(arg, reading.fakes.get(arg)) if isinstance(arg, Node) else arg for arg in args]
+        body = copy_of(gm.get_submodule(str(name.target)))  # type: ignore[arg-type]
+        rows = rewrite_graph(body, inputs, options)
+        gm.set_submodule(str(name.target), body)
+        found.append((node, rows))
+    return found
+
+
 def _reports(
-    gm: GraphModule, decisions: Sequence[tuple[Region, Decision]], found: Regions, reading: Reading
+    gm: GraphModule,
+    decisions: Sequence[tuple[Region, Decision]],
+    found: Regions,
+    reading: Reading,
+    bodies: Sequence[tuple[Node, list[LayerReport]]],
 ) -> list[LayerReport]:
     order = {node: n for n, node in enumerate(gm.graph.nodes)}
     rows = [(order[region.output], _row(region, decision, reading)) for region, decision in decisions]
     rows += [(order[node], _refused(node, refusal.reason)) for node, refusal in found.refusals.items()]
+    rows += [(order[node], row) for node, inner in bodies for row in inner]
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
