@@ -385,3 +385,13 @@ def test_a_leaf_that_is_written_to_later_is_not_saved_for_the_backward():
     """
     whole = written_as(text, {"x0": (2, 4, 6, 3), "x1": (2, 4, 6, 3)}, {"w0": (4, 4, 3, 3)})
     assert rewrites_of(whole)
+
+
+def test_a_convolution_of_a_padded_product_of_positions():
+    text = """
+        v0 = x0 * self.w0
+        v1 = F.pad(v0, (1, 1))
+        v2 = F.conv2d(v1, self.w1, None, 1, 1)
+    """
+    whole = written_as(text, {"x0": (3, 3, 7, 3)}, {"w0": (3,), "w1": (5, 3, 3, 1)})
+    rewrites_of(whole)

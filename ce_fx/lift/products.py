@@ -225,6 +225,8 @@ def slid(term: Term, window: Window) -> Term | None:
     inner = next((w for w in term.windows if w.out == window.features), None)
     if inner is None:
         return replace(term, windows=(*term.windows, window)) if held else None
+    if window.taps and holders(term, inner.features) > 1:
+        raise Refused("a window over an axis that several factors share")
     composed = compose(inner, window)
     if isinstance(composed, str):
         raise Refused(composed)
