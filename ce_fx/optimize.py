@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch.fx import GraphModule
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ce_fx.capture.numpy_attrs import Plain, make_plain, undo
 from ce_fx.capture.undisturbed import undisturbed
@@ -135,6 +136,9 @@ def refresh(fast: torch.nn.Module) -> None:
 class View:
     """What a view adds to its model's class: how it prints, and that copies are captured anew."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A model's class hears nothing of the classes of its views: it may register its sub-classes."""
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own, whatever that takes; when the mode flips, weights are taken to change (see `fold`)."""
         before = self.__dict__.get("training")
@@ -173,7 +177,10 @@ def _revived(model: torch.nn.Module, options: dict[str, Any] | None) -> torch.nn
 def _view_class(kind: type) -> type:
     """A subclass of a model's class under the same name."""
     if kind not in _VIEWS:
-        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        names: dict[str, Any] = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+        becomes = getattr(kind, "cls_to_become", None) if issubclass(kind, LazyModuleMixin) else None
+        if becomes is not None:  # a lazy module changes its class when it first sees an input
+            names["cls_to_become"] = _view_class(becomes)
         _VIEWS[kind] = types.new_class(kind.__name__, (View, kind), exec_body=lambda scope: scope.update(names))
     return _VIEWS[kind]
 

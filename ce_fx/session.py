@@ -10,6 +10,7 @@ from typing import Any
 
 from torch._guards import CompileContext
 from torch.fx import GraphModule
+from torch.nn import Parameter
 
 from ce_fx.capture.numpy_attrs import Plain, describe
 from ce_fx.fold import Running, notes_of, run_folded
@@ -33,12 +34,19 @@ class Compiled:
         layers: what was decided in it.
         frame: Dynamo's number of the Python frame that it stands for; another flag or size compiles the frame anew.
         running: what runs it, with what it keeps.
+        weights: identities of the parameters that it is given; modules of one class share their frames.
     """
 
     gm: GraphModule
     layers: tuple[LayerReport, ...]
     frame: int | None
     running: Running
+    weights: frozenset[int] = frozenset()
+
+    def stands_for(self, other: Compiled) -> bool:
+        """Whether both are the same frame of the same module, compiled for different flags or sizes."""
+        both = self.weights & other.weights
+        return self.frame == other.frame and bool(both or not (self.weights and other.weights))
 
 
 class Session:
@@ -61,7 +69,9 @@ class Session:
         layers = rewritten_or_untouched(gm, example_inputs, self.options)
         running = run_folded(gm, example_inputs, self.options)
         compiling = CompileContext.current_compile_id()
-        self.compiled.append(Compiled(gm, tuple(layers), compiling.frame_id if compiling else None, running))
+        frame = compiling.frame_id if compiling else None
+        weights = frozenset(id(value) for value in example_inputs if isinstance(value, Parameter))
+        self.compiled.append(Compiled(gm, tuple(layers), frame, running, weights))
         return running.call
 
     @property
@@ -71,14 +81,15 @@ class Session:
 
     def report(self) -> Report:
         """The audit of the latest compilation of every frame."""
-        latest = {each.frame: each for each in self.compiled}
+        latest = _latest(self.compiled)
         notes = [*describe(self.plain), *(text for name, text in _NOT_BUILT.items() if getattr(self.options, name))]
         if self.options.fold:
             folding = [each for each in self.compiled if each.running.fold is not None]
-            notes += notes_of(each.running for each in {**latest, **{each.frame: each for each in folding}}.values())
-        if len(latest) > 1:
-            notes.append(f"the model was captured as {len(latest)} graphs; no region reaches across a graph break")
-        layers = tuple(layer for each in latest.values() for layer in each.layers)
+            notes += notes_of(each.running for each in _latest([*latest, *folding]))
+        frames = {each.frame for each in latest}
+        if len(frames) > 1:
+            notes.append(f"the model was captured as {len(frames)} graphs; no region reaches across a graph break")
+        layers = tuple(layer for each in latest for layer in each.layers)
         return Report(layers, self.title, self.options.objective, tuple(notes))
 
     def summary(self) -> str:
@@ -96,6 +107,15 @@ class Session:
         for name, text in _NOT_BUILT.items():
             if getattr(self.options, name):
                 warnings.warn(f"ce_fx: {text}", stacklevel=4)
+
+
+def _latest(compiled: Sequence[Compiled]) -> list[Compiled]:
+    """The latest compilation of every frame of every module, in the order of the first."""
+    found: list[Compiled] = []
+    for each in compiled:
+        place = next((n for n, old in enumerate(found) if each.stands_for(old)), len(found))
+        found[place : place + 1] = [each]
+    return found
 
 
 def _empty(options: dict[str, Any], title: str) -> Session:
