@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from ce_fx.capture.reading import Reading
+from ce_fx.capture.reading import Reading, State
 from ce_fx.provenance import provenance
 
 _SLICES = "ce_fx_slices"
@@ -36,18 +36,20 @@ def out_of_place(graph: Graph, reading: Reading) -> bool:
     """
     order = {node: n for n, node in enumerate(graph.nodes)}
     own: dict[Node, Tensor] = {}
+    state: dict[Node, State] = {}
     changed = False
     for write in writes_to_slices(graph):
         target, where, value = write.args
         if not isinstance(target, Node) or not isinstance(value, Node):
             continue
         if target not in own and _own_memory(target, reading, order):
-            own[target] = reading.fakes[target]
+            own[target], state[target] = reading.fakes[target], reading.states[target]
         if target not in own or min(target.users, key=order.__getitem__) is not write:
             continue
         part = _one_slice(where, own[target].shape)
-        given = reading.fakes.get(value)
-        if part is None or not isinstance(given, Tensor) or given.dtype != own[target].dtype:
+        if part is None or not _is_alike(reading.fakes.get(value), own[target]):
+            continue
+        if reading.states[write] != state[target]:  # without gradients it would cut off those of the whole tensor
             continue
         dim, start, stop = part
         shape = [stop - start if n == dim else size for n, size in enumerate(own[target].shape)]
@@ -60,7 +62,7 @@ def out_of_place(graph: Graph, reading: Reading) -> bool:
         new.meta = {**provenance(write), _SLICES: where}
         new.meta.update({key: target.meta[key] for key in ("val", "example_value") if key in target.meta})
         target.meta[_TARGET] = True
-        own[new] = own[target]
+        own[new], state[new] = own[target], state[target]
         order[expanded] = order[new] = order[write]
         graph.erase_node(write)
         changed = True
@@ -81,6 +83,13 @@ def in_place_again(graph: Graph) -> None:
         graph.erase_node(node)
         if not expanded.users:
             graph.erase_node(expanded)
+
+
+def _is_alike(value: Any, target: Tensor) -> bool:
+    """Whether a value can be written without a cast, a move to another device, or dims that fall away."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.dtype == target.dtype and value.device == target.device and value.ndim <= target.ndim
 
 
 def _own_memory(target: Node, reading: Reading, order: dict[Node, int]) -> bool:

@@ -82,8 +82,15 @@ def of_a_number(x, b):
     return y * 2
 
 
+def of_more_dims(x, b):
+    y = x * 2
+    setitem(y, (ALL, FIRST), b.view(1, 1, 1))
+    return y * 2
+
+
 @pytest.mark.parametrize(
-    "function", [to_an_input, through_a_view, read_before, seen_by_a_view, at_positions, with_steps, of_a_number]
+    "function",
+    [to_an_input, through_a_view, read_before, seen_by_a_view, at_positions, with_steps, of_a_number, of_more_dims],
 )
 def test_what_others_see_is_left_alone(function):
     gm = traced(function)
@@ -93,6 +100,22 @@ def test_what_others_see_is_left_alone(function):
     assert str(gm.graph) == before
     fast = ce_fx.rewrite(gm, inputs, objective="flops", tune=False)
     torch.testing.assert_close(fast(*[x.clone() for x in inputs]), function(*[x.clone() for x in inputs]))
+
+
+def test_a_write_without_gradients_leaves_those_of_the_whole():
+    """As a value of its own it would be a constant, and so all that is computed from it."""
+    x, b = rand(3, 4).requires_grad_(), rand(3, 1)
+    gm = traced(lambda x, b: border(x.unsqueeze(0), b))
+    for write in gm.graph.find_nodes(op="call_function", target=operator.setitem):
+        with gm.graph.inserting_before(write):
+            gm.graph.call_function(torch._C._set_grad_enabled, (False,))
+        with gm.graph.inserting_after(write):
+            gm.graph.call_function(torch._C._set_grad_enabled, (True,))
+    gm.recompile()
+    assert not out_of_place(gm.graph, read(gm, (x, b)))
+    fast = ce_fx.rewrite(gm, (x, b), objective="flops", tune=False)
+    (mine,) = torch.autograd.grad(fast(x, b).sum(), x)
+    torch.testing.assert_close(mine, torch.full_like(x, 2.0))
 
 
 def test_where_nothing_is_gained_the_graph_is_the_same():
