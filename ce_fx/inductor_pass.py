@@ -55,12 +55,13 @@ class InductorPass(CustomGraphPass):
         """Rewrite a graph in place; it never raises because of what it holds.
 
         Its inputs are known by the fake values that Dynamo or export left at them; without these it stays untouched.
+        Inductor hands over the bodies of activation checkpoints one by one.
         """
         gm = graph.owning_module
         inputs = [_value(node) for node in graph.find_nodes(op="placeholder")]
         if gm is None or any(value is None for value in inputs):
             return
-        self.layers += rewritten_or_untouched(gm, inputs, self.options)
+        self.layers += rewritten_or_untouched(gm, inputs, self.options, bodies=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InductorPass:
         """Itself: AOTInductor copies its options, and what is done belongs into the report of the pass it was given."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -54,8 +56,16 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> G
     return fresh
 
 
-def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> list[LayerReport]:
+def rewrite_graph(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True
+) -> list[LayerReport]:
     """Rewrite a graph in place; where nothing is gained, or something goes wrong, it stays untouched.
+
+    Args:
+        gm: the graph.
+        example_inputs: one value for each placeholder, in order.
+        options: those of `optimize`.
+        bodies: whether the bodies of activation checkpoints are rewritten, too.
 
     Returns:
         What was decided for each multilinear stretch, in graph order.
@@ -72,7 +82,8 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
         ops=reading.ops,
     )
     decisions = _worthwhile(_decisions(found, context), reading, context)
-    reports = _reports(work, decisions, found, reading, _bodies(work, example_inputs, reading, options))
+    inner = _bodies(gm, work, example_inputs, reading, options) if bodies else []
+    reports = _reports(work, decisions, found, reading, inner)
     if any(decision.candidate for _, decision in decisions):
         _replace(work, decisions)
         if work is not gm:
@@ -83,13 +94,11 @@ def rewrite_graph(gm: GraphModule, example_inputs: Sequence[Any], options: Optio
 
 def _read(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule, Reading]:
     """The graph to work on, and its reading: the graph itself, or a copy without writes to slices."""
-    reading = read(gm, example_inputs)
-    if not writes_to_slices(gm.graph):
-        return gm, reading
-    work = copy_of(gm)
-    if not out_of_place(work.graph, read(work, example_inputs)):
-        return gm, reading
-    return work, read(work, example_inputs)
+    if writes_to_slices(gm.graph):
+        work = copy_of(gm)
+        if out_of_place(work.graph, read(work, example_inputs)):
+            return work, read(work, example_inputs)
+    return gm, read(gm, example_inputs)
 
 
 def _replace(gm: GraphModule, decisions: Sequence[tuple[Region, Decision]]) -> None:
@@ -154,20 +163,38 @@ def _worthwhile(
 
 
 def _bodies(
-    gm: GraphModule, example_inputs: Sequence[Any], reading: Reading, options: Options
+    gm: GraphModule, work: GraphModule, example_inputs: Sequence[Any], reading: Reading, options: Options
 ) -> list[tuple[Node, list[LayerReport]]]:
-    """Rewrite the bodies of activation checkpoints, which are graphs of their own: no region reaches across."""
-    given = dict(zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=False))
+    """Rewrite the bodies of activation checkpoints, which are graphs of their own: no region reaches across.
+
+    Nothing in them is folded: they get what is computed outside as inputs only. A body that is called twice, maybe
+    with other sizes, is left alone.
+
+    Args:
+        gm: the module that the bodies belong to.
+        work: a graph of the same bodies, which was read.
+        example_inputs: one value for each placeholder of it.
+        reading: what it computes.
+        options: those of `optimize`.
+
+    Returns:
+        The nodes of `work` that call a body that was rewritten, and what was decided in it.
+    """
+    given = dict(zip(work.graph.find_nodes(op="placeholder"), example_inputs, strict=False))
+    calls = work.graph.find_nodes(op="call_function", target=torch.ops.higher_order.tag_activation_checkpoint)
+    times = Counter(str(node.args[0].target) for node in calls)
     found = []
-    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.tag_activation_checkpoint):
-        name, *args = node.args
-        state = reading.states.get(node)
-        if not isinstance(name, Node) or state is None or state.grad != torch.is_grad_enabled() or state.autocast:
+    for node in calls:
+        body, *args = node.args
+        name, state = str(body.target), reading.states.get(node)
+        old = gm.get_submodule(name)
+        plain = state is not None and state.grad == torch.is_grad_enabled() and not state.autocast
+        if not plain or times[name] > 1 or not isinstance(old, GraphModule):
             continue
         inputs = [given.get(arg, reading.fakes.get(arg)) if isinstance(arg, Node) else arg for arg in args]
-        body = copy_of(gm.get_submodule(str(name.target)))  # type: ignore[arg-type]
-        rows = rewrite_graph(body, inputs, options)
-        gm.set_submodule(str(name.target), body)
+        new = copy_of(old)
+        rows = rewrite_graph(new, inputs, replace(options, fold=False))
+        gm.set_submodule(name, new)
         found.append((node, rows))
     return found
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch._guards import CompileContext
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 from torch.nn import Parameter
 
@@ -70,7 +71,8 @@ class Session:
         running = run_folded(gm, example_inputs, self.options)
         compiling = CompileContext.current_compile_id()
         frame = compiling.frame_id if compiling else None
-        weights = frozenset(id(value) for value in example_inputs if isinstance(value, Parameter))
+        given = (value for value in example_inputs if not isinstance(value, FakeTensor))  # DDP's are new each time
+        weights = frozenset(id(value) for value in given if isinstance(value, Parameter))
         self.compiled.append(Compiled(gm, tuple(layers), frame, running, weights))
         return running.call
 
@@ -122,10 +124,12 @@ def _empty(options: dict[str, Any], title: str) -> Session:
     return Session(Options.of(options), title)
 
 
-def rewritten_or_untouched(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> list[LayerReport]:
-    """Rewrite a graph in place; if anything goes wrong it is what it was, and the log says why."""
+def rewritten_or_untouched(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True
+) -> list[LayerReport]:
+    """As `rewrite_graph`; if anything goes wrong the graph is what it was, and the log says why."""
     try:
-        return rewrite_graph(gm, example_inputs, options)
+        return rewrite_graph(gm, example_inputs, options, bodies)
     except Exception as error:
         log.warning("a graph runs as written: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
         reason = f"ce_fx failed on this graph ({type(error).__name__}: {error}); it runs as written"

@@ -73,18 +73,55 @@ def test_the_body_of_a_checkpoint_is_visited(inner):
     assert "mm" in bodies[0]
 
 
-def test_the_report_names_what_is_in_a_checkpoint():
-    class Outer(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = Net()
+class Outer(torch.nn.Module):
+    """A checkpoint, and a write to a slice behind it if so told."""
 
-        def forward(self, x):
-            return checkpoint(self.net, x, use_reentrant=False) * 2
+    def __init__(self, writes=False):
+        super().__init__()
+        self.net = Net()
+        self.writes = writes
 
-    model, x = Outer().double(), torch.randn(40, 24, dtype=torch.float64)
+    def forward(self, x):
+        y = checkpoint(self.net, x, use_reentrant=False) * 2
+        if self.writes:
+            y[:, :1] = x[:, :1]
+        return y
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_the_report_names_what_is_in_a_checkpoint(writes):
+    model, x = Outer(writes).double(), torch.randn(40, 24, dtype=torch.float64)
     fast = ce_fx.optimize(model, **PLAN)
     torch.testing.assert_close(gradients(model, fast, x), gradients(model, model, x))
+    (gm,) = ce_fx.graph_modules(fast)
+    assert "mm" in str(gm.wrap_body_0.graph)
     (layer,) = [layer for layer in ce_fx.report(fast).layers if layer.decision == "rewritten"]
     assert layer.name.startswith("net")
     assert layer.flops_after < layer.flops_before
+
+
+def test_nothing_is_folded_in_a_checkpoint():
+    """Its body runs in every call, with the work on weights in it, and is planned so."""
+    model, x = Outer().eval(), torch.randn(40, 24)
+    with torch.no_grad():
+        flops = [ce_fx.report(ce_fx.optimize(model, (x,), fold=fold, **PLAN)).flops_after for fold in (False, True)]
+    assert flops[0] == flops[1]
+
+
+def test_a_body_that_is_called_twice_is_left_alone():
+    """What is planned for the sizes of one call may not hold for those of the other."""
+    model, x = Outer().double(), torch.randn(40, 24, dtype=torch.float64)
+    seen = []
+
+    def backend(gm, inputs):
+        (call,) = gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.tag_activation_checkpoint)
+        with gm.graph.inserting_after(call):
+            again = gm.graph.node_copy(call)
+        gm.graph.lint()
+        before = str(gm.wrap_body_0.graph)
+        run = lookup()(gm, inputs, options={**PLAN, "inner": "eager"})
+        seen.append((again.target, str(gm.wrap_body_0.graph) == before))
+        return run
+
+    torch.compile(model, backend=backend)(x)
+    assert [same for _, same in seen] == [True]

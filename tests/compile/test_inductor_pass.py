@@ -34,6 +34,7 @@ def test_the_body_of_a_checkpoint_is_visited():
     fast = torch.compile(run, options={"pre_grad_custom_pass": one})
     torch.testing.assert_close(gradients(net, fast, x), gradients(net, run, x))
     assert rewritten(one) == 1
+    assert len([layer for layer in one.report().layers if layer.expression]) == 1
 
 
 @pytest.mark.slow
