@@ -55,34 +55,27 @@ def merged(expression: Expression, operands: Operands) -> Expression:
     kept = frozenset(flat(expression.axes))
     terms = list(expression.terms)
     while True:
-        found = next((pair for pair in combinations(terms, 2) if _steps_apart(*pair, kept, operands)), None)
+        pairs = ((a, b, _sum(a, b, kept, operands)) for a, b in combinations(terms, 2))
+        found = next(((a, b, both) for a, b, both in pairs if both is not None), None)
         if found is None:
             break
-        first, second = found
-        at, index, added = _steps_apart(first, second, kept, operands) or (0, None, ())
-        assert index is not None
-        rest = replace(first, factors=(*first.factors[:at], *first.factors[at + 1 :]))
-        both = _with_steps(rest, index, added, operands)
-        terms = [term for term in terms if term is not first and term is not second]
-        terms += [] if both is None else [both]
+        first, second, both = found
+        terms = [*(term for term in terms if term is not first and term is not second), *both]
     if not terms:
         raise Refused("a sum that is zero")
     return replace(expression, terms=tuple(terms))
 
 
-def _steps_apart(
-    first: Term, second: Term, kept: frozenset[Index], operands: Operands
-) -> tuple[int, Index, Values] | None:
-    """Where two terms are equal but for one vector: its place in the first, its index, and the sum of both.
-
-    The sum is in units of the first term's coefficient.
-    """
+def _sum(first: Term, second: Term, kept: frozenset[Index], operands: Operands) -> list[Term] | None:
+    """The sum of two terms that are equal but for one vector: a term, or none if it is zero. Else None."""
     for n, index, values in _steps(first, operands):
-        key = term_key(_without(first, n), kept)
+        rest = _without(first, n)
         for m, other, more in _steps(second, operands):
-            if other == index and term_key(_without(second, m), kept) == key:
+            if other == index and term_key(_without(second, m), kept) == term_key(rest, kept):
                 ratio = second.coefficient / first.coefficient
-                return n, index, tuple(a + ratio * b for a, b in zip(values, more, strict=True))
+                added = tuple(a + ratio * b for a, b in zip(values, more, strict=True))
+                both = _with_steps(rest, index, added, operands)
+                return [] if both is None else [both]
     return None
 
 
@@ -116,4 +109,4 @@ def _runs(values: Sequence[float | complex]) -> tuple[tuple[float | complex, int
 
 
 def _without(term: Term, n: int) -> Term:
-    return replace(term, factors=(*term.factors[:n], *term.factors[n + 1 :]), coefficient=1)
+    return replace(term, factors=(*term.factors[:n], *term.factors[n + 1 :]))

@@ -93,6 +93,19 @@ def test_a_border_of_something_else_is_another_term():
     assert_exact(function, *inputs)
 
 
+def test_a_border_of_another_multiple_is_one_term_with_steps():
+    def function(x, b, w):
+        y = F.pad(x + 4 * b, (1, 1))
+        y = torch.slice_scatter(y, (2 * b).expand(2, 3, 1), 2, 0, 1)
+        return F.conv1d(y, w)
+
+    inputs = rand(2, 3, 4), rand(3, 1), rand(4, 3, 2)
+    region = assert_lifts(function, *inputs, terms=2)
+    (leaf,) = region.derived
+    assert leaf.params == ((0.5, 1), (1.0, 4), (0.0, 1))
+    assert_exact(function, *inputs)
+
+
 def test_constants_side_by_side_and_padded():
     def function(x, b, c, w):
         shift = F.pad(torch.cat([b.expand(3, 2), c.expand(3, 4)], 1), (1, 0))
