@@ -18,7 +18,6 @@ from ce_fx.algebra.canonical import canonical
 from ce_fx.inner import run_by
 from ce_fx.lift.region import Region
 from ce_fx.lower.extract import extract
-from ce_fx.lower.multiply import CONVS
 from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
 from ce_fx.lower.value import LoweringError
 from ce_fx.lower.verify import mismatch
@@ -27,7 +26,7 @@ from ce_fx.plan.network import Operand
 from ce_fx.plan.path_info import step_lines
 from ce_fx.plan.plan import PlanError
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.tune.candidates import Problem, candidates
+from ce_fx.tune.candidates import Problem, as_written
 from ce_fx.tune.choice import Choice, by_prediction, can_be_timed, choose, kept_as_written
 from ce_fx.tune.cost import Cost, cost_of
 from ce_fx.tune.remembered import key_of, recall, remember
@@ -174,13 +173,8 @@ def _less_work(problem: Problem, region: Region) -> tuple[Problem, Choice]:
 
     Nothing is measured, so nothing else may change: a convolution stays one, whatever a matmul is predicted to take.
     """
-    convolves = any(op.target in CONVOLUTIONS for op in region.ops)
-
-    def is_alike(module: GraphModule) -> bool:
-        return any(node.target in CONVS.values() for node in module.graph.nodes) == convolves
-
-    same = [one for one in candidates(problem) if is_alike(one.module)]
-    return problem, by_prediction(problem, same, margin=1.0) if same else kept_as_written(problem)
+    found = as_written(problem, convolves=any(op.target in CONVOLUTIONS for op in region.ops))
+    return problem, by_prediction(problem, found, margin=1.0) if found else kept_as_written(problem)
 
 
 def _has_scalings(region: Region) -> bool:

@@ -58,17 +58,24 @@ def matrix(
 
 
 def matrix_conv(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
-    """`[rows, K] @ [K, columns]` as a 1x1 convolution of one image with K channels last: views of the same memory.
+    """`[rows, K] @ [K, columns]` as a 1x1 convolution with K channels: views of the same memory.
 
-    The side with more rows is the image. It reads and writes what the matmul would, by torch's convolution library.
+    The side with more rows is the image, channels last: it reads and writes what the matmul would, by torch's
+    convolution library. Where K lies between its rows it is as many images as there are leading rows, channels first.
     """
     summed = _in_order(larger, step.contracted)
     rows, columns = _others(larger, summed), _others(smaller, summed)
-    x = graph.call_function(torch.permute, (arranged(graph, larger, [(), rows, (), summed]), [0, 3, 1, 2]))
+    lengths = {**larger.lengths, **smaller.lengths}
     w = dense(graph, arranged(graph, smaller, [columns, summed, (), ()]))
+    start = larger.letters.index(summed[0])
+    lead, tail = larger.letters[:start], larger.letters[start + len(summed) :]
+    if tail and larger.letters == (*lead, *summed, *tail):
+        x = arranged(graph, larger, [lead, summed, tail[:-1], tail[-1:]])
+        return Value(graph.call_function(torch.conv2d, (x, w)), (lead, columns, tail[:-1], tail[-1:]), lengths)
+    x = graph.call_function(torch.permute, (arranged(graph, larger, [(), rows, (), summed]), [0, 3, 1, 2]))
     node = graph.call_function(torch.conv2d, (x, w))
     node = graph.call_function(torch.permute, (node, [0, 2, 3, 1]))
-    return Value(node, ((), rows, (), columns), {**larger.lengths, **smaller.lengths})
+    return Value(node, ((), rows, (), columns), lengths)
 
 
 def batched(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:

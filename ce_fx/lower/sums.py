@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,43 +36,40 @@ def candidate(
     """
     graph = Graph()
     inputs = [graph.placeholder(f"leaf_{n}") for n in range(len(leaves))]
-    like = {"dtype": leaves[0].dtype, "device": leaves[0].device}
+    into = _Into(graph, {"dtype": leaves[0].dtype, "device": leaves[0].device})
     values = [*inputs]
     for leaf in derived:
-        values.append(derive(graph, leaf, values, like))
+        values.append(derive(graph, leaf, values, into.like))
     queue = iter(plans)
-    for step in program.steps:
-        last = step is program.steps[-1]
-        values.append(_emit_step(step, graph, values, queue, like, order if last else None))
+    for n, step in enumerate(program.steps, 1):
+        values.append(_emit_step(step, into, values, queue, order if n == len(program.steps) else None))
     graph.output(values[-1])
     graph.eliminate_dead_code()
     graph.lint()
     return GraphModule(torch.nn.Module(), graph)
 
 
+class _Into(NamedTuple):
+    """Where to emit, and the dtype and the device of constants."""
+
+    graph: Graph
+    like: dict[str, Any]
+
+
 def _emit_step(
-    step: Step,
-    graph: Graph,
-    values: Sequence[Node],
-    plans: Iterator[Plan],
-    like: dict[str, Any],
-    order: Sequence[int] | None,
+    step: Step, into: _Into, values: Sequence[Node], plans: Iterator[Plan], order: Sequence[int] | None
 ) -> Node:
     if isinstance(step, Eye):
-        return graph.call_function(torch.eye, (step.size,), like)
+        return into.graph.call_function(torch.eye, (step.size,), into.like)
     if isinstance(step, Place):
-        return _place(step, graph, values[step.leaf])
-    return _total(step, graph, values, plans, like, order)
+        return _place(step, into.graph, values[step.leaf])
+    return _total(step, into, values, plans, order)
 
 
 def _total(
-    expression: Expression,
-    graph: Graph,
-    values: Sequence[Node],
-    plans: Iterator[Plan],
-    like: dict[str, Any],
-    order: Sequence[int] | None,
+    expression: Expression, into: _Into, values: Sequence[Node], plans: Iterator[Plan], order: Sequence[int] | None
 ) -> Node:
+    graph = into.graph
     constant = sum(term.coefficient for term in expression.terms if not term.factors)
     parts: dict[tuple[bool, ...], Node] = {}  # by the axes that they have; those of a bias first become one
     for term in expression.terms:
@@ -83,7 +80,7 @@ def _total(
         has = tuple(axis != () for axis in plan.network.output)
         parts[has] = graph.call_function(torch.add, (parts[has], node)) if has in parts else node
     if not parts:
-        return graph.call_function(torch.full, (list(expression.shape), constant), like)
+        return graph.call_function(torch.full, (list(expression.shape), constant), into.like)
     whole, *others = sorted(parts.items(), key=lambda item: -sum(item[0]))
     total = whole[1]
     for has, node in others:

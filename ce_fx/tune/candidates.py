@@ -16,17 +16,20 @@ from ce_fx.algebra.derived import Derived
 from ce_fx.algebra.program import Program
 from ce_fx.capture.reading import read
 from ce_fx.lower.derive import POSITIVE
+from ce_fx.lower.multiply import CONVS
 from ce_fx.lower.strides import order_of, same_strides, with_order
 from ce_fx.lower.sums import candidate
 from ce_fx.lower.value import LoweringError
 from ce_fx.plan.candidates import make_plans
 from ce_fx.plan.costs import Mode
+from ce_fx.plan.kinds import kind_of
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.ops import Op
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.planner import Objective, make_plan
 from ce_fx.plan.sums import Prices, build, networks, programs, with_steps
 from ce_fx.plan.time_model import TimeModel
+from ce_fx.plan.tree import splits_of, step_of
 from ce_fx.tune.cost import Cost, cost_of, every_time
 
 COUNT = 12
@@ -34,6 +37,9 @@ COUNT = 12
 
 _FORMS = 5
 """Ways to factor a sum, of which plans are lowered and priced."""
+
+Draft: TypeAlias = tuple[Program, tuple[Plan, ...]]
+"""How a sum is factored, and a plan for each of its products."""
 
 _HOPELESS = 3.0  # times the predicted cost of the best draft, from which one is not lowered
 _PEAK = 4, 1 << 26  # a candidate may need this many times the memory of what is written, and 64 MB
@@ -118,8 +124,33 @@ def candidates(problem: Problem) -> list[Candidate]:
         PlanError: no order keeps to the memory limit.
         LoweringError: none has an exact form in torch ops.
     """
+    return _affordable(problem, drafts(problem))
+
+
+def as_written(problem: Problem, convolves: bool) -> list[Candidate]:
+    """As `candidates`, with what runs in every call as a convolution where that is written, else as matmuls.
+
+    Args:
+        problem: the region.
+        convolves: whether a convolution is written.
+    """
+    same = [(program, tuple(_in_one_way(plan, convolves) for plan in plans)) for program, plans in drafts(problem)]
+    found = _affordable(problem, same)
+    return [one for one in found if any(n.target in CONVS.values() for n in one.module.graph.nodes) == convolves]
+
+
+def _in_one_way(plan: Plan, convolves: bool) -> Plan:
+    """A plan with each step in the way of its kind; where it is to convolve, a matmul is a 1x1 convolution."""
+    network = plan.network
+    joined = [(a, b) for a, b in splits_of(plan.tree) if (a | b) & ~network.constant]
+    matmuls = [a | b for a, b in joined if kind_of(step_of(network, a, b), network) == "mm"]
+    return replace(plan, ways=dict.fromkeys(matmuls, "mm_conv") if convolves else {})
+
+
+def _affordable(problem: Problem, given: Sequence[Draft]) -> list[Candidate]:
+    """Drafts lowered and priced, the best by the objective first; none that needs far more memory than is written."""
     found, error = [], None
-    for program, plans in drafts(problem):
+    for program, plans in given:
         try:
             found.append(candidate_of(problem, program, plans))
         except LoweringError as reason:
@@ -157,9 +188,6 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     if problem.fold:
         nodes = every_time(nodes, done)
     return Candidate(program, tuple(plans), module, cost_of(nodes, problem.model, problem.itemsize, problem.training))
-
-
-Draft: TypeAlias = tuple[Program, tuple[Plan, ...]]
 
 
 def drafts(problem: Problem) -> list[Draft]:

@@ -176,3 +176,30 @@ def test_refresh_takes_optimised_models_only(net):
     with pytest.raises(ce_fx.CeFxError, match="function was not optimised"):
         ce_fx.refresh(lambda x: x)
     ce_fx.refresh(ce_fx.optimize(net))  # without fold there is nothing to do
+
+
+class OneByOne(nn.Module):
+    """A 1x1 convolution of one image, which a matmul could do, and a batch norm behind if so told."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.conv = nn.Conv2d(64, 96, 1)
+        self.norm = nn.BatchNorm2d(96) if norm else nn.Identity()
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize(("norm", "decision"), [(True, "rewritten"), (False, "kept")])
+def test_a_convolution_stays_one(norm, decision):
+    """What is folded around it is chosen by prediction alone, and no reason to evaluate it in another way."""
+    model, x = OneByOne(norm).eval(), torch.randn(1, 64, 40, 40)
+    with torch.no_grad():
+        fast = ce_fx.optimize(model, (x,), fold=True, tune=False)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    (layer,) = ce_fx.report(fast).layers
+    assert layer.decision == decision
+    (gm,) = ce_fx.graph_modules(fast)
+    calls = [node.target for node in gm.graph.nodes if node.op == "call_function"]
+    assert torch.conv2d in calls
+    assert not {torch.mm, torch.bmm, torch.matmul} & set(calls)
