@@ -68,13 +68,19 @@ def before(axes: Sequence[Resize], wish: Letters) -> Letters:
 
 
 def interpolate(graph: Graph, value: Value, axes: Sequence[Resize], wish: Letters) -> Value:
-    """Emit the resize of a value; all its other letters are channels, stored last where they are wished for last."""
+    """Emit the resize of a value; its other letters are batch and channels, in the order that is wished for.
+
+    They are moved before the resize, which is where the value is smaller, mostly.
+    """
     axes = _by_wish(axes, wish)
     ins, outs = tuple((axis.ins,) for axis in axes), tuple((axis.out,) for axis in axes)
-    channels = tuple(letter for letter in value.letters if (letter,) not in ins)
+    rank = {letter: n for n, letter in enumerate(wish)}
+    others = sorted((x for x in value.letters if (x,) not in ins), key=lambda x: rank.get(x, len(rank)))
     n = len(axes)
     last = _channels_last(axes, wish)
-    image = arranged(graph, value, [(), *ins, channels] if last else [(), channels, *ins])
+    batch = tuple(x for x in others if last and rank.get(x, len(rank)) < rank[axes[0].out])
+    channels = tuple(x for x in others if x not in batch)
+    image = arranged(graph, value, [batch, *ins, channels] if last else [batch, channels, *ins])
     image = graph.call_method("contiguous", (image,))
     if last:
         image = graph.call_function(torch.permute, (image, [0, n + 1, *range(1, n + 1)]))
@@ -82,14 +88,15 @@ def interpolate(graph: Graph, value: Value, axes: Sequence[Resize], wish: Letter
     kwargs: dict[str, Any] = {"size": [axis.out.size for axis in axes], "mode": axes[0].mode, **align}
     node = graph.call_function(torch.nn.functional.interpolate, (image,), kwargs)
     if not last:
-        return Value(node, ((), channels, *outs), value.lengths)
+        return Value(node, (batch, channels, *outs), value.lengths)
     node = graph.call_function(torch.permute, (node, [0, *range(2, n + 2), 1]))
-    return Value(node, ((), *outs, channels), value.lengths)
+    return Value(node, (batch, *outs, channels), value.lengths)
 
 
 def _channels_last(axes: Sequence[Resize], wish: Letters) -> bool:
     """Whether torch has a kernel for channels that lie next to each other, and they are wished for."""
-    return len(axes) == 2 and bool(wish) and all(axis.out != wish[-1] for axis in axes)
+    outs = {axis.out for axis in axes}
+    return len(axes) == 2 and outs <= set(wish) and wish[-1] not in outs
 
 
 def _by_wish(axes: Sequence[Resize], wish: Letters) -> tuple[Resize, ...]:
