@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv lint format test quick fuzz demo bench bench-quick clean
+.PHONY: venv lint format test quick fuzz programs demo bench bench-quick clean
 
 venv: $(STAMP)
 
@@ -36,6 +36,10 @@ quick: venv
 N ?= 2000
 fuzz: venv
 	CE_FX_FUZZ_EXAMPLES=$(N) $(BIN)/python -m pytest -q -n 2 -m fuzz --timeout 0
+
+# Random programs of sums by seed, in parts that can be gone on with: about four a second and core.
+programs: venv
+	$(BIN)/python -m tests.branches --count $(N) --out programs.json
 
 demo: venv
 	OMP_NUM_THREADS=2 $(BIN)/python -m examples.demo
