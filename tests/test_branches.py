@@ -167,3 +167,32 @@ def test_a_convolution_of_a_padded_product_of_positions():
     """
     whole = written_as(text, {"x0": (3, 3, 7, 3)}, {"w0": (3,), "w1": (5, 3, 3, 1)})
     rewrites_of(whole)
+
+
+def test_the_one_position_of_a_convolution_is_repeated_along_a_new_axis():
+    text = """
+        v0 = F.conv1d(x0, self.w0, None, 2)
+        v1 = v0 * self.w1
+        v2 = v1.expand(-1, -1, 3)
+    """
+    assert rewrites_of(written_as(text, {"x0": (2, 3, 3)}, {"w0": (3, 3, 2), "w1": (3, 1)}))
+
+
+def test_what_is_written_over_as_a_whole_is_still_read():
+    text = """
+        v0 = x0 * 1.5
+        setitem(v0, (slice(None), slice(None), slice(-2, None)), self.w0.view(-1, 1))
+        setitem(v0, (slice(None), slice(None), slice(None), slice(-2, None)), self.w0)
+        v1 = v0 @ self.w1
+    """
+    rewrites_of(written_as(text, {"x0": (3, 2, 4, 2)}, {"w0": (2,), "w1": (2, 2)}))
+
+
+def test_an_einsum_of_three_saves_a_product_of_two():
+    text = """
+        v0 = torch.einsum('...i,ir,or->...o', x1, self.w0, self.w1)
+        v1 = v0 + x1
+        v2 = x1.add_(x0)
+    """
+    whole = written_as(text, {"x0": (3, 2, 4), "x1": (3, 2, 4)}, {"w0": (4, 2), "w1": (4, 2)}, ("v1",))
+    rewrites_of(replace(whole, weights={**whole.weights, "w0": ((4, 2), False)}))

@@ -20,7 +20,6 @@ from itertools import count
 
 from torch import Tensor
 from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 
 from ce_fx.algebra import Expression
 from ce_fx.algebra.derived import Derived
@@ -31,6 +30,7 @@ from ce_fx.lift.products import drop_ones
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.region import Region, Regions, most_in_one_product, renumbered, whole_parts, with_leaves
 from ce_fx.lift.registry import RULES, SPLITS, Operands, sizes
+from ce_fx.lift.saved import operands_of, saves
 
 
 def find_regions(graph: Graph, reading: Reading) -> Regions:
@@ -265,22 +265,9 @@ class _Growth:
                 continue
             if self.order[writer] < place:
                 return Refusal("an operand is written to in place within the region")
-            if self.reading.states[nodes[-1]].grad and not any(_saves(op, storage) for op in ops):
+            if self.reading.states[nodes[-1]].grad and not any(saves(op, storage) for op in ops):
                 return Refusal("an operand is written to in place behind the region, whose backward may need it")
         return None
-
-
-_ADDITIVE = {"add", "add_", "sub", "sub_", "rsub", "cat", "concat", "stack"}
-"""Names of ATen ops of several tensors whose backward reads none of them."""
-
-
-def _saves(op: Node, storage: object) -> bool:
-    """Whether the backward of an op reads a tensor: it is multiplied by another one that needs a gradient."""
-    if getattr(op.target, "_opname", "") in _ADDITIVE:
-        return False
-    operands = op.all_input_nodes
-    here = [Reading.storage(n.meta.get("val")) == storage for n in operands]
-    return any(here) and any(n.meta.get("needs_grad") for n, mine in zip(operands, here, strict=True) if not mine)
 
 
 def _owners(graph: Graph, reading: Reading) -> dict[Node, Node]:
@@ -358,14 +345,7 @@ def _tensors(op: Node) -> Iterator[Tensor]:
 
 def _operands(node: Node) -> list[Node]:
     """The nodes that a node reads, each as often as it is read."""
-    found: list[Node] = []
-
-    def visit(operand: Node) -> Node:
-        found.append(operand)
-        return operand
-
-    map_arg((node.args, node.kwargs), visit)
-    return found
+    return operands_of((node.args, node.kwargs))
 
 
 def _all_parts(ops: Sequence[Node]) -> bool:

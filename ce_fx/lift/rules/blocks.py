@@ -49,9 +49,10 @@ def slice_scatter(node: Node, operands: Operands) -> Expression | Refusal:
     if step != 1 or not _all_int([size, start or 0, size if stop is None else stop]):
         return Refusal("a slice with steps or of a symbolic size is written over")
     first, last, _ = slice(start, stop).indices(size)
+    below = operands.tensor(x)  # also where nothing of it is left: the node reads it
     if last - first == size:
         return operands.tensor(source)
-    return written_over(operands.tensor(x), dim, first, operands.tensor(source), last - first, operands)
+    return written_over(below, dim, first, operands.tensor(source), last - first, operands)
 
 
 @lifts(aten.select.int)

@@ -92,7 +92,8 @@ def expand(node: Node, operands: Operands) -> Expression | Refusal:
         elif isinstance(size, str):
             return Refusal(f"expanded to the symbolic size {size}")
         else:
-            axes.append((operands.fresh("i", size),) if size != 1 else ())
+            # The axis may be the one position of a convolution, whose index must stay.
+            axes.append((*axis, operands.fresh("i", size)) if size != 1 else axis)
     return replace(x, axes=tuple(axes))
 
 
