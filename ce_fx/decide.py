@@ -19,6 +19,7 @@ from ce_fx.inner import run_by
 from ce_fx.lift.region import Region
 from ce_fx.lower.extract import extract
 from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
+from ce_fx.lower.symbolic import at_hints, is_symbolic
 from ce_fx.lower.value import LoweringError
 from ce_fx.lower.verify import mismatch
 from ce_fx.options import Options
@@ -224,7 +225,8 @@ def _inner(options: Options) -> Inner | None:
 
 def problem_of(region: Region, context: Context, calibrate: bool = False) -> Problem:
     """A region as a problem to choose for, by a time model that is calibrated now or as it is."""
-    leaves = tuple(context.fakes[leaf] for leaf in region.leaves)
+    fakes = tuple(context.fakes[leaf] for leaf in region.leaves)
+    leaves = at_hints(fakes)
     given = [
         Operand(constant=leaf in context.constant, needs_grad=context.training and fake.requires_grad)
         for leaf, fake in zip(region.leaves, leaves, strict=True)
@@ -246,6 +248,7 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
         training=context.training,
         fold=context.fold,
         model=context.model(leaves[0].device, leaves[0].dtype, calibrate),
+        symbolic=fakes if any(map(is_symbolic, fakes)) else (),
     )
 
 

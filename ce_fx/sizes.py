@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+def known(size: Any) -> bool:
+    """Whether there is a size to plan by: a number, or a symbolic size that has a hint."""
+    return isinstance(size, int) or bool(size.node.has_hint())
+
+
 def hint(size: Any) -> int:
     """The size to plan by: an int as it is, the hint of a symbolic one.
 

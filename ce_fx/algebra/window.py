@@ -12,7 +12,7 @@ the size of `o`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from ce_fx.algebra.index import Index
@@ -94,15 +94,34 @@ def compose(first: Window, second: Window) -> Window | str:
         return "a circular convolution does not compose with another on the same axis"
     if first.transposed or second.transposed:
         return "a transposed convolution does not compose with another window on the same axis"
-    low, high = -second.pad, second.stride * (second.out.size - 1) + second.reach - second.pad
-    outside = [o1 for o1 in (*range(low, 0), *range(first.out.size, high + 1)) if _reads(second, o1)]
-    offsets = positions(first.taps)
-    for o1 in outside:
-        if any(0 <= first.stride * o1 + k - first.pad < first.features.size for k in offsets):
-            return "padding between two kernels on one axis: composing them would change the border"
+    if first.features.symbol and (first.stride, second.stride) != (1, 1):
+        return f"two kernels with strides slide over the symbolic size {first.features.symbol}"
+    more = 4 * (first.reach + second.reach + abs(first.pad) + abs(second.pad) + 1)
+    if not _borders_agree(_long(first, more), _long(second, more)):
+        return "padding between two kernels on one axis: composing them would change the border"
     taps = first.taps + tuple(Tap(tap.index, first.stride * tap.dilation) for tap in second.taps)
     pad = first.pad + first.stride * second.pad
     return Window(first.features, second.out, taps, first.stride * second.stride, pad)
+
+
+def _borders_agree(first: Window, second: Window) -> bool:
+    """Whether what the second reads outside `[0, O1)` would be zero through the first, too."""
+    low, high = -second.pad, second.stride * (second.out.size - 1) + second.reach - second.pad
+    outside = [o1 for o1 in (*range(low, 0), *range(first.out.size, high + 1)) if _reads(second, o1)]
+    offsets = positions(first.taps)
+    return not any(0 <= first.stride * o1 + k - first.pad < first.features.size for o1 in outside for k in offsets)
+
+
+def _long(window: Window, more: int) -> Window:
+    """A window of stride 1 over a symbolic size, over so many more positions that its two borders do not meet.
+
+    Composition that is exact there is exact over any size: of fewer positions the second reads no more outside them,
+    and what is outside `[0, I)` by the kernels' reach stays outside.
+    """
+    if not window.features.symbol:
+        return window
+    longer = [replace(index, size=index.size + more) for index in (window.features, window.out)]
+    return replace(window, features=longer[0], out=longer[1])
 
 
 def _reads(window: Window, position: int) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ce_fx.algebra import Axes, Axis, Expression, Factor, Index, Term, Window, axis_size, flat, substitute
 from ce_fx.lift.products import Builder, Refused, add, holders, lone_index, slid
@@ -42,13 +42,16 @@ class Part:
 
 
 def mapped(
-    expression: Expression, dim: int, size: int, stride: int, pad: int, operands: Operands
+    expression: Expression, dim: int, size: Any, stride: int, pad: int, operands: Operands
 ) -> Expression | Refusal:
-    """One axis read through `i = stride*o - pad`, zero outside: `size` positions of a slice or of a padded axis."""
+    """One axis read through `i = stride*o - pad`, zero outside: `size` positions of a slice or of a padded axis.
+
+    The size may be symbolic where the axis is padded.
+    """
     try:
         builder = Builder((expression,), operands.fresh)
         index = lone_index(builder, 0, dim, "i")
-        out = operands.fresh(index.name, size)
+        out = operands.sized(index.name, size)
         window = Window(index, out, (), stride, pad)
         expression = builder.expressions[0]
         terms = tuple(new for term in expression.terms if (new := _mapped(term, window, operands)) is not None)
@@ -108,6 +111,8 @@ def _mapped(term: Term, window: Window, operands: Operands) -> Term | None:
     result = slid(term, window)
     if result is not None:
         return result
+    if window.out.symbol:
+        raise Refused(f"a constant is padded to the symbolic size {window.out.symbol}")
     _, first, length = _meeting(window)
     if length >= window.out.size:
         return term
@@ -142,6 +147,8 @@ def _resolved(
     """The term with one relation resolved; None where no positions meet."""
     window = next(w for w in term.windows if not w.taps)
     i, o = window.features, window.out
+    if i.symbol or o.symbol:
+        return Refusal(f"an axis is padded to the symbolic size {o.symbol or o.size}, and no convolution follows")
     first_i, first_o, length = _meeting(window)
     if length <= 0:
         return None

@@ -192,17 +192,14 @@ def lone_index(builder: Builder, operand: int, dim: int, name: str) -> Index:
     An axis of size 1 gets an index of its own on some factor of every term.
 
     Raises:
-        Refused: the axis has several indices, or a symbolic one.
+        Refused: the axis has several indices.
     """
     axis = builder.axis(operand, dim)
     if not axis:
         axis = _attach_one(builder, operand, dim, name)
     if len(axis) > 1:
         raise Refused("a convolution slides over several merged axes")
-    index = axis[0]
-    if index.symbol:
-        raise Refused(f"a convolution slides over the symbolic size {index.symbol}")
-    return index
+    return axis[0]
 
 
 def holders(term: Term, index: Index) -> int:
@@ -280,7 +277,7 @@ def _with_positions(axes: tuple[Axis, ...], windows: Sequence[Window]) -> tuple[
     """Output axes that hold the output index of every window; one with a single position may ride on any axis."""
     kept = set(flat(axes))
     lost = tuple(dict.fromkeys(w.out for w in windows if w.taps and w.out not in kept))
-    if any(index.size != 1 for index in lost):
+    if any(index.size != 1 or index.symbol for index in lost):
         raise Refused("the positions of a convolution are summed")
     if lost and not axes:
         raise Refused("a convolution with one position becomes a scalar")

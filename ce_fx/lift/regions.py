@@ -31,6 +31,7 @@ from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.region import Region, Regions, most_in_one_product, renumbered, whole_parts, with_leaves
 from ce_fx.lift.registry import RULES, SPLITS, Operands, sizes
 from ce_fx.lift.saved import operands_of, saves
+from ce_fx.sizes import known
 
 
 def find_regions(graph: Graph, reading: Reading) -> Regions:
@@ -328,6 +329,8 @@ def _unfit(op: Node) -> Refusal | None:
             return Refusal(f"{_name(op)} works on {value.dtype}; regions are floating point or complex")
         if str(value.layout) != "torch.strided" or value.is_quantized:
             return Refusal(f"{_name(op)} works on a tensor that is not dense")
+    if any(not known(size) for v in _tensors(op) for size in (*v.shape, *v.stride())):
+        return Refusal(f"{_name(op)} works on a tensor whose size is only known when it runs")
     dtypes = {value.dtype for value in _tensors(op)}
     if len(dtypes) > 1:
         return Refusal(f"{_name(op)} mixes dtypes {sorted(map(str, dtypes))}")

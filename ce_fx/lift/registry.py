@@ -75,6 +75,11 @@ class Operands:
         """A new index whose printed letter resembles `name`."""
         return Index(f"{name.partition('#')[0] or 'i'}#{next(self._numbers)}", size)
 
+    def sized(self, name: str, size: Any) -> Index:
+        """A new index of a size that may be symbolic."""
+        index = self.fresh(name, hint(size))
+        return index if isinstance(size, int) else Index(index.name, index.size, str(size))
+
     def tensor(self, arg: Any) -> Expression:
         """The expression of a tensor operand. A leaf gets indices of its own each time it is asked for."""
         if arg in self._values:
@@ -118,11 +123,8 @@ class Operands:
         axes = []
         for dim, size in enumerate(fake.shape):
             name = names[dim] if dim < len(names) else "i"
-            if isinstance(size, int):
-                axes.append(() if size == 1 else (self.fresh(name, size),))
-            else:
-                index = self.fresh(name, hint(size))
-                axes.append((Index(index.name, index.size, str(size)),))
+            one = isinstance(size, int) and size == 1
+            axes.append(() if one else (self.sized(name, size),))
         return tuple(axes)
 
 

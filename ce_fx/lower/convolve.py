@@ -21,7 +21,7 @@ from torch.fx import Graph, Node
 from ce_fx.algebra import Index
 from ce_fx.lower.multiply import CONVS
 from ce_fx.lower.padding import Dim, Pad, cropped_or_padded, unfolded
-from ce_fx.lower.value import Letter, Letters, Value, arranged, dense, split
+from ce_fx.lower.value import Extent, Letter, Letters, LoweringError, Value, arranged, dense, groups_of, split
 from ce_fx.plan.grid import Grid
 from ce_fx.plan.kinds import left_is_larger
 from ce_fx.plan.network import Network
@@ -83,11 +83,12 @@ def _slide_dim(network: Network, axis: int, features: Grid, kernel: Grid, out: G
     window = network.axes[axis].window
     if window.transposed:
         return Dim(window.stride, kernel.step, -out.start, features.length, out.length, kernel.length)
+    symbolic = bool(window.features.symbol)
     step = features.step
     dilation = kernel.step // step if kernel.length > 1 else 1
-    stride = out.step // step if out.length > 1 else 1
+    stride = out.step // step if symbolic or out.length > 1 else 1
     left = (features.start - out.start) // step
-    return Dim(stride, dilation, left, features.length, out.length, kernel.length, window.circular)
+    return Dim(stride, dilation, left, features.length, out.length, kernel.length, window.circular, symbolic)
 
 
 def _merge_dim(first: Grid, second: Grid, out: Grid) -> Dim:
@@ -119,9 +120,16 @@ def convolution(
     weight = dense(graph, arranged(graph, w, [*matrix, *kernel]))
     plan = [dims[place[0]] if _joined(place, dims) else _through(x, place) for place in places]
     call = _transposed_call if transposed else _plain_call
-    node = call(graph, features.node, weight, plan, prod(x.size(letter) for letter in groups))
-    lengths = {**w.lengths, **x.lengths, **{axis: dim.out for axis, dim in dims.items()}}
+    node = call(graph, features.node, weight, plan, groups_of(x, groups))
+    where = {place[0]: n for n, place in enumerate(places, 2)}
+    new: dict[Letter, int] = {axis: length(graph, node, where[axis], dim) for axis, dim in dims.items()}
+    lengths = {**w.lengths, **x.lengths, **new}
     return Value(node, (lead, groups + outs, *places), lengths)
+
+
+def length(graph: Graph, node: Node, place: int, dim: Dim) -> int:
+    """The length of a dim of a result, as its own node where it is symbolic."""
+    return Extent.of(graph, node, place, dim.out) if dim.symbolic else dim.out
 
 
 def _positions(x: Value, shared: Sequence[Letter], dims: Mapping[int, Dim]) -> tuple[list[Letters], Letters]:
@@ -147,14 +155,18 @@ def _joined(place: Letters, dims: Mapping[int, Dim]) -> bool:
 
 def _through(x: Value, place: Letters) -> Dim:
     """A position dim that the convolution leaves as it is."""
-    length = prod(x.size(letter) for letter in place)
-    return Dim(length=length, out=length)
+    size = prod(x.size(letter) for letter in place)
+    return Dim(length=size, out=size)
 
 
 def _plain_call(graph: Graph, x: Node, w: Node, dims: Sequence[Dim], groups: int) -> Node:
     """torch.conv1d/2d/3d: symmetric padding goes into the call, the rest is padded or cropped before."""
     inside = [dim.symmetric for dim in dims]
-    outside = [Pad(dim.length, *dim.outside(pad), dim.circular) for dim, pad in zip(dims, inside, strict=True)]
+    outside = [
+        Pad(dim.length, *dim.outside(pad), dim.circular, dim.symbolic) for dim, pad in zip(dims, inside, strict=True)
+    ]
+    if any(dim.symbolic and dim.stride > 1 and (pad.left or pad.right) for dim, pad in zip(dims, outside, strict=True)):
+        raise LoweringError("a strided convolution over a symbolic size would be padded or cropped by its remainder")
     x = cropped_or_padded(graph, x, outside)
     given = {
         "stride": [dim.stride for dim in dims],
@@ -204,10 +216,12 @@ def contract_windows(graph: Graph, axis: int, dim: Dim, x: Value, w: Value) -> t
     x = split(graph, x)
     place = x.dims.index((axis,))
     pads = [Pad(x.size(d[0])) for d in x.dims]
-    pads[place] = Pad(dim.length, dim.left, dim.right, dim.circular)
+    pads[place] = Pad(dim.length, dim.left, dim.right, dim.circular, dim.symbolic)
+    if dim.symbolic and dim.stride > 1:
+        raise LoweringError("strided windows over a symbolic size would be padded or cropped by its remainder")
     node = cropped_or_padded(graph, x.node, pads)
     node = unfolded(graph, node, place, dim)
-    opened = Value(node, (*x.dims, (tap,)), {**x.lengths, axis: dim.out})
+    opened = Value(node, (*x.dims, (tap,)), {**x.lengths, axis: length(graph, node, place, dim)})
     return opened, renamed(w, axis, tap)
 
 
@@ -218,18 +232,18 @@ def _contract_shifts(graph: Graph, axis: int, dim: Dim, a: Value, b: Value) -> t
     """
     a = split(graph, a)
     place = a.dims.index((axis,))
-    node, length = a.node, dim.length
+    node, size = a.node, dim.length
     last = len(a.dims) - 1
     if dim.stride > 1:  # zeros between the positions of a
         node = graph.call_function(torch.unsqueeze, (node, place + 1))
         node = graph.call_function(torch.nn.functional.pad, (node, [0, 0] * (last - place) + [0, dim.stride - 1]))
         node = graph.call_function(torch.flatten, (node, place, place + 1))
-        length *= dim.stride
+        size *= dim.stride
     reach = dim.extent - 1
-    spread = Dim(1, dim.dilation, reach + dim.left, length, dim.out, dim.kernel)
+    spread = Dim(1, dim.dilation, reach + dim.left, size, dim.out, dim.kernel)
     b = split(graph, b)
     reversed_b = graph.call_function(torch.flip, (b.node, [b.dims.index((axis,))]))
-    lengths = {**a.lengths, axis: length}
+    lengths = {**a.lengths, axis: size}
     return contract_windows(graph, axis, spread, Value(node, a.dims, lengths), Value(reversed_b, b.dims, b.lengths))
 
 

@@ -6,7 +6,7 @@ anywhere, and is cached by compilers downstream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import TypeAlias
@@ -19,7 +19,7 @@ from ce_fx.lower.convolve import merge, slide
 from ce_fx.lower.multiply import batched, matrix, matrix_conv, pixels, pixels_matmul, product
 from ce_fx.lower.resize import before, interpolate, resized
 from ce_fx.lower.slides import band, grouped, taps, unfold
-from ce_fx.lower.value import Letter, Letters, LoweringError, Value, arranged, shape_of, split
+from ce_fx.lower.value import Extent, Letter, Letters, LoweringError, Value, arranged, shape_of, split
 from ce_fx.plan.kinds import kind_of, left_is_larger
 from ce_fx.plan.network import Network
 from ce_fx.plan.plan import Plan
@@ -161,10 +161,11 @@ def _operand(network: Network, graph: Graph, n: int, node: Node, coefficient: co
         for tap, kernel in zip(axis.window.taps, axis.kernels, strict=True)
         if kernel == n
     }
-    lengths = {a: index.size for index, a in letters.items()}
+    lengths: dict[Letter, int] = {a: index.size for index, a in letters.items()}
     dims: tuple[Letters, ...] = tuple(
         tuple(letters.get(index, index) for index in axis) for axis in network.term.factors[n].axes
     )
+    lengths |= _extents(network, graph, n, node, letters)
     value = Value(node, dims, lengths)
     if len(set(value.letters)) < len(value.letters):
         value = _diagonals(graph, split(graph, value))
@@ -178,6 +179,24 @@ def _operand(network: Network, graph: Graph, n: int, node: Node, coefficient: co
     if coefficient != 1:
         value = Value(graph.call_function(torch.mul, (value.node, coefficient)), value.dims, lengths)
     return value
+
+
+def _extents(
+    network: Network, graph: Graph, n: int, node: Node, letters: Mapping[Index, Letter]
+) -> dict[Letter, Extent]:
+    """The symbolic sizes of an operand.
+
+    Raises:
+        LoweringError: one is not a dim of its own.
+    """
+    found: dict[Letter, Extent] = {}
+    for place, axis in enumerate(network.term.factors[n].axes):
+        for index in axis:
+            if index.symbol and len(axis) > 1:
+                raise LoweringError(f"the symbolic size {index.symbol} is part of a merged axis")
+            if index.symbol:
+                found[letters.get(index, index)] = Extent.of(graph, node, place, index.size)
+    return found
 
 
 def _diagonals(graph: Graph, value: Value) -> Value:
@@ -202,12 +221,14 @@ def _finish(network: Network, graph: Graph, value: Value) -> Node:
         return arranged(graph, value, dims)
     ordered = [letter for dim in dims for letter in dim]
     node = arranged(graph, value, [(letter,) if letter in held else () for letter in ordered])
+    if any(isinstance(letter, Index) and letter.symbol for letter in missing):
+        raise LoweringError("a result is repeated along a symbolic size")
     sizes = [letter.size if letter in missing and isinstance(letter, Index) else -1 for letter in ordered]
     expanded = graph.call_method("expand", (node, *sizes))
     if all(len(dim) == 1 for dim in dims):
         return expanded
     lengths = {**value.lengths}
-    return graph.call_function(torch.reshape, (expanded, shape_of(Value(expanded, tuple(dims), lengths), dims)))
+    return graph.call_function(torch.reshape, (expanded, shape_of(graph, Value(expanded, tuple(dims), lengths), dims)))
 
 
 def _zeros(network: Network, graph: Graph, leaves: Sequence[Node]) -> Node:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -54,6 +56,7 @@ def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region:
     copies: dict[Node, Node] = dict(zip(candidate.graph.find_nodes(op="placeholder"), leaves, strict=True))
     keys = [key for key in ("example_value", "val") if key in output.meta]
     fakes = {leaf: leaf.meta[key] for leaf in leaves for key in ("val", "example_value") if key in leaf.meta}
+    mode = next((value.fake_mode for value in fakes.values() if isinstance(value, FakeTensor)), None)
     source = next((node for node in reversed(region) if "nn_module_stack" in node.meta), output)
     new: list[Node] = []
     result = output
@@ -68,7 +71,7 @@ def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region:
             copy.meta = provenance(source)
             copies[node] = copy
             new.append(copy)
-            value = fake_value(copy, fakes)
+            value = None if mode is None else fake_value(copy, fakes, mode)
             if value is not None:
                 fakes[copy] = value
                 copy.meta.update(dict.fromkeys(keys, value))
@@ -102,19 +105,16 @@ def copy_of(gm: GraphModule) -> GraphModule:
     return copy
 
 
-def fake_value(node: Node, fakes: Mapping[Node, Any]) -> Any:
-    """The fake value of a node of torch functions or tensor methods, from the fake values of its inputs.
+def fake_value(node: Node, fakes: Mapping[Node, Any], mode: FakeTensorMode) -> Any:
+    """The fake value, or symbolic size, of a node of torch functions or tensor methods, from those of its inputs.
 
     Returns:
         The value, or None where an input has none.
     """
     if any(n not in fakes for n in node.all_input_nodes):
         return None
-    mode = next((fakes[n].fake_mode for n in node.all_input_nodes if hasattr(fakes[n], "fake_mode")), None)
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: fakes[n])
-    if mode is None:
-        return None
-    with mode, torch.no_grad():
+    with mode, torch.no_grad(), enable_python_dispatcher():  # else some ops fix symbolic sizes to their hints
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)

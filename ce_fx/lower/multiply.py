@@ -8,8 +8,7 @@ from math import prod
 import torch
 from torch.fx import Graph, Node
 
-from ce_fx.algebra import Index
-from ce_fx.lower.value import Letter, Letters, Value, arranged, dense
+from ce_fx.lower.value import Letter, Letters, Value, arranged, dense, product_of
 from ce_fx.plan.kinds import MANY
 from ce_fx.plan.network import Network
 from ce_fx.plan.tree import Step
@@ -116,7 +115,7 @@ def pixels(graph: Graph, network: Network, step: Step, larger: Value, smaller: V
     x = arranged(graph, larger, [lead, summed, *dims])
     w = dense(graph, arranged(graph, smaller, [columns, summed, *(() for _ in dims)]))
     node = graph.call_function(CONVS[len(dims)], (x, w))
-    return Value(node, (lead, columns, *dims), larger.lengths)
+    return Value(node, (lead, columns, *dims), {**smaller.lengths, **larger.lengths})
 
 
 def pixels_matmul(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
@@ -126,7 +125,7 @@ def pixels_matmul(graph: Graph, network: Network, step: Step, larger: Value, sma
     spatial = tuple(x for x in rows if isinstance(x, int))
     lead = tuple(x for x in rows if not isinstance(x, int))
     node = at_each(graph, larger, smaller, (lead, summed, spatial), columns)
-    return Value(node, (lead, columns, spatial), larger.lengths)
+    return Value(node, (lead, columns, spatial), {**smaller.lengths, **larger.lengths})
 
 
 def at_each(graph: Graph, x: Value, w: Value, dims: tuple[Letters, Letters, Letters], columns: Letters) -> Node:
@@ -134,14 +133,12 @@ def at_each(graph: Graph, x: Value, w: Value, dims: tuple[Letters, Letters, Lett
 
     As a bmm with the matrix expanded, a view. torch.matmul folds a plain matrix that needs a gradient into one product
     with a copy of x on either side, even where no gradient is recorded (`should_fold` in ATen's LinearAlgebra.cpp),
-    which takes up to five times as long. It is left to that where the lead is symbolic and has no literal size.
+    which takes up to five times as long.
     """
     lead, summed, positions = dims
     matrix = arranged(graph, w, [(), columns, summed])
     features = arranged(graph, x, [lead, summed, positions])
-    if any(isinstance(letter, Index) and letter.symbol for letter in lead):
-        return graph.call_function(torch.matmul, (matrix, features))
-    repeated = graph.call_method("expand", (matrix, prod(x.size(letter) for letter in lead), -1, -1))
+    repeated = graph.call_method("expand", (matrix, product_of(graph, [x.size(letter) for letter in lead]), -1, -1))
     return graph.call_function(torch.bmm, (repeated, features))
 
 

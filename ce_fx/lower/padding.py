@@ -22,6 +22,7 @@ class Dim:
         out: positions of the result.
         kernel: positions of the kernel.
         circular: the padding repeats the features.
+        symbolic: the positions of features and result are hints; they differ by a constant where the stride is 1.
     """
 
     stride: int = 1
@@ -31,6 +32,7 @@ class Dim:
     out: int = 1
     kernel: int = 1
     circular: bool = False
+    symbolic: bool = False
 
     @property
     def extent(self) -> int:
@@ -66,12 +68,16 @@ class Dim:
 
 @dataclass(frozen=True)
 class Pad:
-    """How one dim of a given length is padded, or cropped where negative; circular repeats the tensor, else zeros."""
+    """How one dim of a given length is padded, or cropped where negative; circular repeats the tensor, else zeros.
+
+    The length may be a hint, of a symbolic size.
+    """
 
     length: int
     left: int = 0
     right: int = 0
     circular: bool = False
+    symbolic: bool = False
 
 
 def cropped_or_padded(graph: Graph, node: Node, pads: Sequence[Pad]) -> Node:
@@ -89,7 +95,11 @@ def cropped_or_padded(graph: Graph, node: Node, pads: Sequence[Pad]) -> Node:
             node = _wrapped(graph, node, place - count, pad)
         first, last = max(0, -pad.left), min(pad.length, pad.length + pad.right)
         kept = pad.length if pad.circular else max(0, last - first)
-        if kept < pad.length:
+        if kept < pad.length and pad.symbolic:
+            kept_part = slice(max(0, -pad.left), min(0, pad.right) or None)
+            where: Any = (Ellipsis, kept_part, *(slice(None) for _ in range(count - place - 1)))
+            node = graph.call_function(operator.getitem, (node, where))
+        elif kept < pad.length:
             node = graph.call_function(torch.narrow, (node, place - count, min(first, pad.length), kept))
         whole = kept if pad.circular else pad.left + pad.length + pad.right
         left = 0 if pad.circular else max(0, pad.left if kept else min(pad.left, whole))

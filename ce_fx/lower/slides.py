@@ -16,10 +16,10 @@ import torch
 from torch.fx import Graph, Node
 
 from ce_fx.algebra import Index
-from ce_fx.lower.convolve import contract_windows, convolution, renamed, slide_dims
+from ce_fx.lower.convolve import contract_windows, convolution, length, renamed, slide_dims
 from ce_fx.lower.multiply import at_each
 from ce_fx.lower.padding import Dim, Pad, cropped_or_padded
-from ce_fx.lower.value import Letter, Letters, Value, arranged, dense, split
+from ce_fx.lower.value import Letter, Letters, LoweringError, Value, arranged, dense, groups_of, product_of, split
 from ce_fx.plan.network import Network
 from ce_fx.plan.tree import Step
 
@@ -43,7 +43,7 @@ def grouped(graph: Graph, network: Network, step: Step, larger: Value, smaller: 
     images = next((letter for letter in lead if letter.symbol), lead[0])  # groups are a literal number
     channels = [letter for letter in lead if letter != images]
     smaller = split(graph, smaller)
-    sizes = [letter.size for letter in channels]
+    sizes = [product_of(graph, [larger.size(letter)]) for letter in channels]
     node = graph.call_method("expand", (smaller.node, *sizes, *(-1 for _ in smaller.dims)))
     repeated = Value(node, (*((letter,) for letter in channels), *smaller.dims), smaller.lengths)
     step = replace(step, batch=(*step.batch, *channels))
@@ -58,6 +58,8 @@ def taps(
     By a matmul, or with `conv` by a 1x1 convolution.
     """
     dims = slide_dims(network, step)
+    if any(dim.symbolic and dim.stride > 1 for dim in dims.values()):
+        raise LoweringError("strided kernel positions over a symbolic size would end at its remainder")
     names = {axis: Index(f"tap.{axis}", dim.kernel) for axis, dim in dims.items()}
     for axis, name in names.items():
         smaller = renamed(smaller, axis, name)
@@ -69,7 +71,9 @@ def taps(
     shaped: tuple[Letters, ...] = (lead, tap_letters, columns, *((place,) for place in places))
     node = arranged(graph, value, shaped)
     pads = [
-        Pad(value.size(place), dims[place].left, dims[place].right) if place in dims else Pad(value.size(place))
+        Pad(value.size(place), dims[place].left, dims[place].right, symbolic=dims[place].symbolic)
+        if place in dims
+        else Pad(value.size(place))
         for place in places
     ]
     node = cropped_or_padded(graph, node, pads)
@@ -79,13 +83,17 @@ def taps(
         here = _shifted(graph, here, places, dims, dict(zip(dims, shifts, strict=True)))
         total = here if total is None else graph.call_function(torch.add, (total, here))
     assert total is not None
-    lengths = {**value.lengths, **{axis: dim.out for axis, dim in dims.items()}}
+    at = {place: n for n, place in enumerate(places, 2)}
+    new: dict[Letter, int] = {axis: length(graph, total, at[axis], dim) for axis, dim in dims.items()}
+    lengths = {**value.lengths, **new}
     return Value(total, (lead, columns, *((place,) for place in places)), lengths)
 
 
 def band(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
     """The kernel becomes a matrix from positions to positions: `w[i - stride*o + left]` at row i and column o."""
     dims = slide_dims(network, step)
+    if any(dim.symbolic for dim in dims.values()):
+        raise LoweringError("a matrix of positions would have a symbolic size")
     for axis, dim in dims.items():
         larger = renamed(larger, axis, Index(f"band.{axis}", dim.length))
         smaller = _spread(graph, axis, dim, smaller)
@@ -122,7 +130,7 @@ def _at_positions(graph: Graph, step: Step, x: Value, w: Value, taps: Letters = 
     if conv:
         features = arranged(graph, x, [lead, batch + summed, places])
         kernel = dense(graph, arranged(graph, w, [batch + columns, summed, ()]))
-        groups: dict[str, Any] = {"groups": prod(x.size(letter) for letter in batch)} if batch else {}
+        groups: dict[str, Any] = {"groups": groups_of(x, batch)} if batch else {}
         node = graph.call_function(torch.conv1d, (features, kernel), groups)
         return Value(node, (lead, batch + columns, places), lengths)
     if batch:
@@ -141,6 +149,9 @@ def _shifted(graph: Graph, node: Node, places: Letters, dims: Mapping[int, Dim],
             continue
         dim = dims[place]
         start = dim.dilation * shifts[place]
+        if dim.symbolic:  # counted from the end
+            slices.append(slice(start, start + 1 - dim.extent or None))
+            continue
         slices.append(slice(start, start + (dim.out - 1) * dim.stride + 1, dim.stride))
     return graph.call_function(operator.getitem, (node, tuple(slices)))
 

@@ -5,6 +5,7 @@ A *letter* is an ordinary index, or the number of a convolution axis. A dim hold
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +20,22 @@ Letter: TypeAlias = "Index | int"
 Letters: TypeAlias = tuple[Letter, ...]
 
 
+class Extent(int):
+    """A symbolic size: the hint as an int, and the node that gives the size when the graph runs.
+
+    Arithmetic gives plain ints, by the hint; `product_of` keeps to what is symbolic.
+    """
+
+    node: Node
+
+    @classmethod
+    def of(cls, graph: Graph, tensor: Node, dim: int, hint: int) -> Extent:
+        """The size of one dim of an emitted tensor."""
+        size = cls(hint)
+        size.node = graph.call_method("size", (tensor, dim))
+        return size
+
+
 class LoweringError(ValueError):
     """A step has no exact form in torch ops here; the message is a reason for the report."""
 
@@ -30,12 +47,12 @@ class Value:
     Attributes:
         node: what is emitted.
         dims: one tuple of letters per dim.
-        lengths: the length of each convolution axis that the value has a part in.
+        lengths: the length of each convolution axis that the value has a part in, and the size of each symbolic index.
     """
 
     node: Node
     dims: tuple[Letters, ...]
-    lengths: Mapping[int, int]
+    lengths: Mapping[Letter, int]
 
     @property
     def letters(self) -> Letters:
@@ -44,7 +61,7 @@ class Value:
 
     def size(self, letter: Letter) -> int:
         """Positions of a letter."""
-        return self.lengths[letter] if isinstance(letter, int) else letter.size
+        return self.lengths[letter] if isinstance(letter, int) else self.lengths.get(letter, letter.size)
 
 
 def arranged(graph: Graph, value: Value, dims: Sequence[Letters]) -> Node:
@@ -66,7 +83,7 @@ def arranged(graph: Graph, value: Value, dims: Sequence[Letters]) -> Node:
         value = _permuted(graph, value, wanted)
     if target == value.dims:
         return value.node
-    return graph.call_function(torch.reshape, (value.node, shape_of(value, target)))
+    return graph.call_function(torch.reshape, (value.node, shape_of(graph, value, target)))
 
 
 _DENSE = (torch.mm, torch.bmm, torch.conv1d, torch.conv2d, torch.conv3d)
@@ -89,19 +106,34 @@ def split(graph: Graph, value: Value) -> Value:
     return Value(arranged(graph, value, dims), dims, value.lengths)
 
 
-def shape_of(value: Value, dims: Sequence[Letters]) -> list[int]:
-    """The literal shape for a reshape; one symbolic dim becomes -1.
+def shape_of(graph: Graph, value: Value, dims: Sequence[Letters]) -> list[int | Node]:
+    """The shape for a reshape: numbers, -1 where one dim is symbolic, nodes where several are."""
+    sizes = [[value.size(letter) for letter in dim] for dim in dims]
+    symbolic = [any(isinstance(size, Extent) for size in dim) for dim in sizes]
+    if sum(symbolic) == 1:
+        return [-1 if unknown else prod(dim) for dim, unknown in zip(sizes, symbolic, strict=True)]
+    return [product_of(graph, dim) for dim in sizes]
+
+
+def product_of(graph: Graph, sizes: Sequence[int]) -> int | Node:
+    """The product of some sizes: a number, or a node where one of them is symbolic."""
+    whole: int | Node = prod(size for size in sizes if not isinstance(size, Extent))
+    for size in sizes:
+        if isinstance(size, Extent):
+            whole = size.node if whole == 1 else graph.call_function(operator.mul, (size.node, whole))
+    return whole
+
+
+def groups_of(value: Value, letters: Sequence[Letter]) -> int:
+    """The positions of some letters as a number of groups, which must stand in the graph.
 
     Raises:
-        LoweringError: two dims are symbolic.
+        LoweringError: one is symbolic.
     """
-    shape = []
-    for dim in dims:
-        symbolic = any(isinstance(letter, Index) and letter.symbol for letter in dim)
-        shape.append(-1 if symbolic else prod(value.size(letter) for letter in dim))
-    if shape.count(-1) > 1:
-        raise LoweringError("a reshape over two symbolic sizes")
-    return shape
+    sizes = [value.size(letter) for letter in letters]
+    if any(isinstance(size, Extent) for size in sizes):
+        raise LoweringError("the number of groups would be a symbolic size")
+    return prod(sizes)
 
 
 def _permuted(graph: Graph, value: Value, wanted: Letters) -> Value:

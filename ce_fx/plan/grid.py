@@ -55,8 +55,11 @@ def features_grid(window: Window, inside: tuple[Tap, ...], outside: tuple[Tap, .
 
     Returns:
         The positions to store. Never empty: where no needed position can be non-zero, one needed position is kept.
+        Over a symbolic size all that are needed: which of them are never non-zero depends on the size.
     """
     size, out = window.features.size, window.out.size
+    if window.features.symbol and inside and outside:  # of stride 1, see `compose`
+        return Grid(-window.pad, 1, out + sum(t.reach for t in outside))
     if not inside and outside:
         return Grid(0, 1, size)
     if window.transposed:  # one kernel at most, see Network

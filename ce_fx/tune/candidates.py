@@ -19,6 +19,7 @@ from ce_fx.lower.derive import POSITIVE
 from ce_fx.lower.multiply import CONVS
 from ce_fx.lower.strides import order_of, same_strides, with_order
 from ce_fx.lower.sums import candidate
+from ce_fx.lower.symbolic import obstacle
 from ce_fx.lower.value import LoweringError
 from ce_fx.plan.candidates import make_plans
 from ce_fx.plan.costs import Mode
@@ -52,7 +53,7 @@ class Problem:
     Attributes:
         expression: what is computed.
         operands: what the planner knows of each leaf, the derived ones last.
-        leaves: fake values of the leaves that are given.
+        leaves: fake values of the leaves that are given, symbolic sizes by their hints.
         derived: the leaves that are computed from these.
         output: fake value of the result as written.
         written: the region's own nodes as a module of the leaves.
@@ -62,6 +63,7 @@ class Problem:
         training: the backward counts.
         fold: what depends on weights only is computed once for many runs and does not count.
         model: predicts seconds.
+        symbolic: fake values of the leaves with their symbolic sizes; none where there are no such sizes.
     """
 
     expression: Expression
@@ -76,6 +78,7 @@ class Problem:
     training: bool
     fold: bool
     model: TimeModel
+    symbolic: tuple[Tensor, ...] = ()
 
     @property
     def itemsize(self) -> int:
@@ -165,7 +168,8 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     """Lower a program and the plans of its products, with the strides that the result has as written.
 
     Raises:
-        LoweringError: a step has no exact form, or the result would have another dtype or device.
+        LoweringError: a step has no exact form, the result would have another dtype or device, or not hold for all
+            symbolic sizes.
     """
     order = order_of(problem.output)
     module = candidate(program, plans, problem.leaves, problem.derived, order)
@@ -182,6 +186,10 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
             output.args = (with_order(module.graph, last, order),)
         module.recompile()
         reading = read(module, problem.leaves)
+    if problem.symbolic:
+        reason = obstacle(module, problem.symbolic, problem.output)
+        if reason is not None:
+            raise LoweringError(reason)
     inputs = module.graph.find_nodes(op="placeholder")
     done = {reading.values[inputs[n]] for n in problem.constant if n < len(inputs)}
     nodes = [node for group in reading.ops.values() for node in group]

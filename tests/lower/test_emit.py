@@ -8,7 +8,7 @@ from torch.fx import Graph, GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ce_fx.algebra import Expression, Factor, Index, Tap, Term, Window
-from ce_fx.lower.emit import WAYS, LoweringError, emit
+from ce_fx.lower.emit import WAYS, emit
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
@@ -369,14 +369,6 @@ def test_a_symbolic_batch_is_no_literal_in_any_way(first):
                     expected = torch.einsum(mixed.replace("h,", "hk,") + "h", windows, weight)
                     torch.testing.assert_close(module(features, weight), expected)
     assert seen == {"grouped", "unfold", "unfold_conv", "taps", "taps_conv", "band"}
-
-
-def test_two_symbolic_sizes_in_one_reshape_are_refused():
-    b, c = Index("b", 7, "s0"), Index("c", 5, "s1")
-    i, o, k = Index("h", 6), Index("o", 6), Index("k", 3)
-    term = Term((Factor(0, axes(b, c, S, i)), Factor(1, axes(T, S, k))), (Window(i, o, (Tap(k),), 1, 1),))
-    with pytest.raises(LoweringError, match="symbolic"):
-        lower(term, axes(b, c, T, o), (0, 1))
 
 
 def test_an_intermediate_is_made_in_the_order_in_which_it_is_read():

@@ -141,8 +141,9 @@ def pad(node: Node, operands: Operands) -> Expression | Refusal:
         size = fake_of(node).shape[dim]
         if pads[n] == 0 and pads[n + 1] == 0:
             continue
-        if not _all_int([pads[n], pads[n + 1], size, fake_of(x).shape[dim]]):
-            return Refusal("padding of a symbolic size")
+        symbolic = not _all_int([size, fake_of(x).shape[dim]])
+        if not _all_int(pads[n : n + 2]) or (symbolic and min(pads[n : n + 2]) < 0):
+            return Refusal("padding by a symbolic size, or a crop of one")
         padded = mapped(result, dim, size, 1, pads[n], operands)
         if isinstance(padded, Refusal):
             return padded

@@ -21,12 +21,12 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Geometry:
-    """Per spatial axis: stride, dilation, left padding, output size; and the number of groups."""
+    """Per spatial axis: stride, dilation, left padding, output size (an int or symbolic); and the number of groups."""
 
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     pad: tuple[int, ...]
-    out: tuple[int, ...]
+    out: tuple[Any, ...]
     groups: int
     transposed: bool = False
 
@@ -103,16 +103,19 @@ def _slide(
     A kernel that is one wide and only copies needs no window.
     """
     taps_size, features_size = _size(builder, *kernel), _size(builder, *feature)
-    stride, pad, out = geometry.stride[n], geometry.pad[n], geometry.out[n]
+    stride, pad, out = geometry.stride[n], geometry.pad[n], hint(geometry.out[n])
     if taps_size == 1 and stride == 1 and pad == 0 and (out == features_size or not _static(builder, feature)):
         return builder.axis(*feature)
     index = lone_index(builder, *feature, "h")
     tap = lone_index(builder, *kernel, "k")
+    if tap.symbol or (geometry.transposed and index.symbol):
+        what = "a transposed convolution slides over" if index.symbol else "a kernel has"
+        raise Refused(f"{what} the symbolic size {index.symbol or tap.symbol}")
     if any(w.out == tap for term in builder.expressions[1].terms for w in term.windows):
         raise Refused("the kernel is itself the result of a convolution")
     if any(holders(term, tap) != 1 for term in builder.expressions[1].terms):
         raise Refused("several factors of a kernel share an axis of its positions, or none has it")
-    positions = operands.fresh(index.name, out)
+    positions = operands.sized(index.name, geometry.out[n])
     taps = (Tap(tap, geometry.dilation[n]),)
     window = Window(index, positions, taps, stride, pad, transposed=geometry.transposed)
     expression = builder.expressions[0]
@@ -150,5 +153,5 @@ def _arguments(node: Node, defaults: Sequence[Any]) -> tuple[Any, ...]:
     return (*node.args[:2], *given, *defaults[len(given) :])
 
 
-def _spatial(node: Node, n: int) -> tuple[int, ...]:
-    return tuple(hint(size) for size in fake_of(node).shape[-n:])
+def _spatial(node: Node, n: int) -> tuple[Any, ...]:
+    return tuple(fake_of(node).shape[-n:])

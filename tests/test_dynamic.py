@@ -1,0 +1,239 @@
+"""Symbolic sizes: one graph for any batch, length and resolution, with the values and gradients of each."""
+
+import random
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ce_fx
+from tests.branches.compare import picked
+
+
+class Factorised2d(nn.Module):
+    """A TT convolution of large rank."""
+
+    def __init__(self, rank=32, stride=1):
+        super().__init__()
+        self.a = nn.Conv2d(8, rank, 1, bias=False)
+        self.h = nn.Conv2d(rank, rank, (3, 1), (stride, 1), (1, 0), bias=False)
+        self.w = nn.Conv2d(rank, rank, (1, 3), (1, stride), (0, 1), bias=False)
+        self.b = nn.Conv2d(rank, 8, 1, bias=False)
+
+    def forward(self, x):
+        return self.b(self.w(self.h(self.a(x)))).relu()
+
+
+class Factorised1d(nn.Module):
+    """A CP convolution over time, causal or not."""
+
+    def __init__(self, rank=64, causal=False):
+        super().__init__()
+        self.causal = causal
+        self.a = nn.Conv1d(16, rank, 1, bias=False)
+        self.d = nn.Conv1d(rank, rank, 5, padding=0 if causal else 2, groups=rank, bias=False)
+        self.b = nn.Conv1d(rank, 16, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(self.d(F.pad(x, (4, 0)) if self.causal else x)).relu()
+
+
+class Adapted(nn.Module):
+    """A linear layer over tokens and a factorised one beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 48, bias=False), nn.Linear(48, 64, bias=False)
+
+    def forward(self, x):
+        return (self.w(x) + self.b(self.a(x))).relu()
+
+
+def check(model, fast, shape, grad=True):
+    """Equal values, strides and gradients of inputs and weights."""
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=grad)
+    mine = x.detach().clone().requires_grad_(grad)
+    expected, got = model(x), fast(mine)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    assert got.stride() == expected.stride()
+    if grad:
+        cotangent = torch.randn_like(expected)
+        wanted = torch.autograd.grad(expected, [x, *model.parameters()], cotangent)
+        found = torch.autograd.grad(got, [mine, *model.parameters()], cotangent)
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def rewritten(fast):
+    return [row for row in ce_fx.report(fast).layers if row.decision == "rewritten"]
+
+
+CASES = {
+    "batch": (Factorised2d(), [(2, 8, 12, 9), (3, 8, 12, 9), (64, 8, 12, 9), (7, 8, 12, 9)]),
+    "resolution": (Factorised2d(), [(2, 8, 12, 9), (2, 8, 17, 14), (2, 8, 32, 5), (2, 8, 3, 2)]),
+    "strides": (Factorised2d(stride=2), [(2, 8, 12, 9), (3, 8, 17, 14), (2, 8, 33, 6), (2, 8, 7, 4)]),
+    "length": (Factorised1d(), [(2, 16, 30), (2, 16, 41), (3, 16, 12), (4, 16, 5), (4, 16, 2)]),
+    "causal": (Factorised1d(causal=True), [(2, 16, 30), (2, 16, 41), (3, 16, 12), (4, 16, 2)]),
+    "tokens": (Adapted(), [(2, 10, 64), (3, 10, 64), (3, 7, 64), (5, 31, 64)]),
+}
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+@pytest.mark.parametrize("name", CASES)
+def test_any_size_is_right(name, dynamic):
+    model, shapes = CASES[name]
+    fast = ce_fx.optimize(model.double(), objective="flops", tune=False, dynamic=dynamic)
+    for shape in shapes:
+        check(model, fast, shape)
+    assert rewritten(fast) or dynamic  # at a hint of 2 positions there may be nothing to gain
+    assert not ce_fx.report(fast).mismatches
+    assert len(ce_fx.graph_modules(fast)) <= 3
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
+def test_twenty_lengths_take_two_captures(inner):
+    model = Factorised1d().double()
+    fast = ce_fx.optimize(model, objective="flops", tune=False, inner=inner)
+    for length in random.Random(0).sample(range(40, 200), 20):
+        check(model, fast, (4, 16, length), grad=inner != "inductor")
+    assert len(ce_fx.graph_modules(fast)) == 2
+    assert rewritten(fast)
+
+
+def test_a_last_partial_batch_is_captured_once():
+    model = Factorised2d().double()
+    fast = ce_fx.optimize(model, objective="flops", tune=False)
+    for _ in range(3):
+        for batch in (16, 16, 5):
+            check(model, fast, (batch, 8, 12, 9))
+    assert len(ce_fx.graph_modules(fast)) == 2
+
+
+def test_a_marked_batch_takes_one_capture():
+    model = Factorised2d().double()
+    fast = ce_fx.optimize(model, objective="flops", tune=False)
+    for batch in (8, 5, 3, 64):
+        x = torch.randn(batch, 8, 12, 9, dtype=torch.float64)
+        torch._dynamo.mark_dynamic(x, 0)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-9, atol=1e-9)
+    assert len(ce_fx.graph_modules(fast)) == 1
+    assert rewritten(fast)
+
+
+def test_a_square_image_and_then_another():
+    """Height and width are one symbol where they are equal at first."""
+    model = Factorised2d().double()
+    fast = ce_fx.optimize(model, objective="flops", tune=False, dynamic=True)
+    for shape in ((2, 8, 12, 12), (2, 8, 15, 15), (2, 8, 12, 20), (2, 8, 9, 30)):
+        check(model, fast, shape)
+    assert rewritten(fast)
+
+
+def test_an_eps_that_is_symbolic_is_no_failure():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU()).double().eval()
+    fast = ce_fx.optimize(model, dynamic=True, tune=False)
+    for size in (9, 12, 15):
+        check(model, fast, (2, 8, size, size))
+    assert all("failed" not in row.reason for row in ce_fx.report(fast).layers)
+
+
+def test_a_size_that_depends_on_data():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(64, 4, bias=False), nn.Linear(4, 64, bias=False), Adapted()
+
+        def forward(self, x):
+            return self.b(self.a(x[x[:, 0] > 0])).sum() + self.c(x)
+
+    model = Masked().double()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        fast = ce_fx.optimize(model, objective="flops", tune=False)
+        for rows in (30, 41, 7):
+            check(model, fast, (rows, 64))
+    assert rewritten(fast)
+    assert any("only known when it runs" in row.reason for row in ce_fx.report(fast).layers)
+
+
+def test_the_backend_with_dynamic_sizes():
+    model = Factorised1d().double()
+    fast = torch.compile(model, backend="ce_fx", dynamic=True, options={"objective": "flops", "inner": "aot_eager"})
+    for shape in CASES["length"][1]:
+        check(model, fast, shape)
+
+
+def test_an_optimised_model_inside_a_compiled_one_with_dynamic_sizes():
+    model = Factorised1d().double()
+    fast = ce_fx.optimize(model, objective="flops", tune=False)
+    whole = torch.compile(lambda x: fast(x) * 2, backend="eager", fullgraph=True, dynamic=True)
+    for length in (30, 41, 12):
+        x = torch.randn(2, 16, length, dtype=torch.float64)
+        torch.testing.assert_close(whole(x), model(x) * 2, rtol=1e-9, atol=1e-9)
+
+
+def test_a_rewritten_export_holds_for_any_size():
+    model = Factorised1d().double()
+    x = torch.randn(8, 16, 30, dtype=torch.float64)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=4)
+    gm = ce_fx.capture(model, (x,), dynamic_shapes=({0: batch, 2: length},))
+    placeholders = [node.meta["val"] for node in gm.graph.find_nodes(op="placeholder")]
+    fast = ce_fx.rewrite(gm, placeholders, objective="flops", tune=False)
+    assert fast.code != gm.code
+    for shape in ((2, 16, 30), (5, 16, 47), (1, 16, 9)):
+        x = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+class Random(nn.Module):
+    """A few convolutions with random geometry, alone, in parallel, behind a pad or around a shortcut."""
+
+    def __init__(self, rng):
+        super().__init__()
+        self.dims, self.rng = rng.choice((1, 2)), rng
+        self.convs = nn.ModuleList()
+        self.steps = []
+        channels = rng.choice((4, 6))
+        for _ in range(rng.randint(2, 3)):
+            kind = rng.choice(("one", "one", "two", "shortcut", "pad"))
+            out = channels if kind == "shortcut" else rng.choice((2, 4, 6))
+            kernel, dilation = [rng.choice((1, 1, 2, 3)) for _ in range(self.dims)], rng.choice((1, 1, 2))
+            stride = 1 if kind == "shortcut" else rng.choice((1, 1, 1, 2))
+            pad = rng.choice((0, 0, 1, 2))
+            if kind in ("shortcut", "two"):
+                kernel, dilation, pad = [rng.choice((1, 3)) for _ in range(self.dims)], 1, None
+            groups = rng.choice((1, 1, 2))
+            bias = rng.random() < 0.3
+            self.steps.append((kind, len(self.convs)))
+            for _ in range(2 if kind == "two" else 1):
+                pads = [k // 2 if pad is None else pad for k in kernel]
+                conv = (nn.Conv1d, nn.Conv2d)[self.dims - 1]
+                self.convs.append(conv(channels, out, kernel, stride, pads, dilation, groups, bias))
+                kernel = [rng.choice((1, 3)) for _ in range(self.dims)] if pad is None else kernel
+            channels = out
+
+    def forward(self, x):
+        for kind, n in self.steps:
+            if kind == "pad":
+                x = F.pad(x, (2, 0) * self.dims)
+            y = self.convs[n](x)
+            x = y + self.convs[n + 1](x) if kind == "two" else y + x if kind == "shortcut" else y
+        return x.relu()
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("seed", range(30))
+def test_random_convolutions_over_symbolic_sizes(seed):
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    model = Random(rng).double()
+    torch._dynamo.reset()
+    fast = ce_fx.optimize(model, objective=rng.choice(["flops", "time"]), tune=False, dynamic=True, verify=False)
+    with picked(rng.choice(["any", "best"]), seed), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*planned wrongly.*")
+        for _ in range(4):
+            shape = (rng.randint(2, 5), model.convs[0].in_channels, *(rng.randint(9, 20) for _ in range(model.dims)))
+            check(model, fast, shape)
+    assert all("failed" not in row.reason for row in ce_fx.report(fast).layers)
