@@ -21,7 +21,7 @@ from ce_fx.lower.extract import extract
 from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
 from ce_fx.lower.symbolic import at_hints, is_symbolic
 from ce_fx.lower.value import LoweringError
-from ce_fx.lower.verify import mismatch
+from ce_fx.lower.verify import less_accurate, mismatch
 from ce_fx.options import Options
 from ce_fx.plan.network import Operand
 from ce_fx.plan.path_info import step_lines
@@ -127,6 +127,10 @@ def unchanged(decision: Decision, reason: str) -> Decision:
 
 def _decide(region: Region, context: Context) -> Decision:
     text = str(region.expression)
+    dtype = context.fakes[region.output].dtype
+    if region.precision not in (None, dtype):
+        reason = f"computes in {_short(dtype)} under autocast to {_short(region.precision)}"
+        return _keep(text, _as_written(region, context), reason)
     alone = _nothing_to_reorder(region)
     if alone and not (context.fold and _has_scalings(region)):
         return _keep(text, _as_written(region, context), alone)
@@ -147,6 +151,12 @@ def _decide(region: Region, context: Context) -> Decision:
                 stacklevel=2,
             )
             return _keep(text, before, f"verification failed: {difference}", mismatch=True)
+    if dtype.itemsize == 2:
+        weights = [n for n, operand in enumerate(problem.operands) if operand.constant]
+        module = choice.candidate.module
+        worse = less_accurate(problem.written, module, problem.leaves, problem.positive, weights)
+        if worse is not None:
+            return _keep(text, before, worse)
     steps = tuple(line for plan in choice.candidate.plans for line in step_lines(plan))
     after = _timed(choice.candidate.cost, choice.seconds)
     module = choice.candidate.module
@@ -227,6 +237,7 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
     """A region as a problem to choose for, by a time model that is calibrated now or as it is."""
     fakes = tuple(context.fakes[leaf] for leaf in region.leaves)
     leaves = at_hints(fakes)
+    autocast = (leaves[0].device, region.precision) if region.precision else None
     given = [
         Operand(constant=leaf in context.constant, needs_grad=context.training and fake.requires_grad)
         for leaf, fake in zip(region.leaves, leaves, strict=True)
@@ -241,13 +252,14 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
         leaves=leaves,
         derived=region.derived,
         output=context.fakes[region.output],
-        written=extract(context.gm, region.nodes, region.leaves, context.fakes),
+        written=extract(context.gm, region.nodes, region.leaves, context.fakes, autocast),
         cost=_as_written(region, context, calibrate),
         objective=context.options.objective,
         memory_limit=context.options.memory_limit,
         training=context.training,
-        fold=context.fold,
-        model=context.model(leaves[0].device, leaves[0].dtype, calibrate),
+        fold=context.fold and not region.precision,
+        model=context.model(leaves[0].device, region.precision or leaves[0].dtype, calibrate),
+        precision=region.precision,
         symbolic=fakes if any(map(is_symbolic, fakes)) else (),
     )
 
@@ -255,12 +267,13 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
 def _as_written(region: Region, context: Context, calibrate: bool = False) -> Cost:
     """The cost of a region's own nodes."""
     leaf = context.fakes[region.leaves[0]]
-    model = context.model(leaf.device, leaf.dtype, calibrate)
+    dtype = region.precision or leaf.dtype
+    model = context.model(leaf.device, dtype, calibrate)
     ops = list(region.ops)
-    if context.fold:
+    if context.fold and not region.precision:
         once = {op for node in region.nodes if node in context.constant for op in context.ops[node]}
         ops = [op for op in ops if op not in once]
-    return cost_of(ops, model, leaf.element_size(), context.training)
+    return cost_of(ops, model, dtype.itemsize, context.training)
 
 
 def _keep(text: str, cost: Cost, reason: str, decision: str = "kept", **more: Any) -> Decision:
@@ -282,6 +295,10 @@ def _length(region: Region) -> int:
     return sum(map(length, region.expression.terms))
 
 
+def _short(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _printed(region: Region) -> tuple[str, ...]:
     """How a region is written: its ATen ops with their arguments, shapes and strides; tensors by their place."""
     places = {node: n for n, node in enumerate((*region.carriers, *region.ops))}
@@ -291,7 +308,7 @@ def _printed(region: Region) -> tuple[str, ...]:
 
     def line(op: Node) -> str:
         value = op.meta["val"]
-        return f"{op.target} {map_arg((op.args, op.kwargs), place)} {value.shape} {value.stride()}"
+        return f"{op.target} {map_arg((op.args, op.kwargs), place)} {value.shape} {value.stride()} {value.dtype}"
 
     return tuple(map(line, region.ops))
 
@@ -302,4 +319,4 @@ def _signature(region: Region, context: Context) -> object:
         (str(f.shape), str(f.stride()), f.dtype, f.device, f.requires_grad, leaf in context.constant)
         for leaf, f in ((leaf, context.fakes[leaf]) for leaf in region.leaves)
     )
-    return canonical(region.expression), leaves, region.derived, _printed(region)
+    return canonical(region.expression), leaves, region.derived, _printed(region), region.precision

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
-from ce_fx.capture.reading import Reading, read
+from ce_fx.capture.reading import Reading, ambient, read
 from ce_fx.decide import Context, Decision, decide, holds_product, unchanged
 from ce_fx.lift.region import Region, Regions, whole_parts
 from ce_fx.lift.regions import begins_behind, find_regions
@@ -71,12 +71,13 @@ def rewrite_graph(
         What was decided for each multilinear stretch, in graph order.
     """
     work, reading = _read(gm, example_inputs)
-    found = find_regions(work.graph, reading)
+    constant = weight_only(work, example_inputs, reading)
+    found = find_regions(work.graph, reading, constant)
     context = Context(
         gm=work,
         options=options,
         fakes=dict(reading.fakes),
-        constant=weight_only(work, example_inputs, reading),
+        constant=constant,
         model=partial(_time_model, options),
         training=torch.is_grad_enabled(),
         ops=reading.ops,
@@ -188,8 +189,7 @@ def _bodies(
         body, *args = node.args
         name, state = str(body.target), reading.states.get(node)
         old = gm.get_submodule(name)
-        plain = state is not None and state.grad == torch.is_grad_enabled() and not state.autocast
-        if not plain or times[name] > 1 or not isinstance(old, GraphModule):
+        if state != ambient() or times[name] > 1 or not isinstance(old, GraphModule):
             continue
         inputs = [given.get(arg, reading.fakes.get(arg)) if isinstance(arg, Node) else arg for arg in args]
         new = copy_of(old)

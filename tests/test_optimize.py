@@ -156,17 +156,6 @@ def test_channels_last_in_and_out(net, x):
     assert got.stride() == expected.stride()
 
 
-def test_autocast_runs_as_written(net, x):
-    net.float()
-    fast = optimize(net)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got, expected = fast(x.float()), net(x.float())
-    assert got.dtype == expected.dtype
-    torch.testing.assert_close(got, expected)
-    assert {layer.decision for layer in ce_fx.report(fast).layers} == {"refused"}
-    assert "autocast" in ce_fx.report(fast).layers[0].reason
-
-
 def test_copies_are_captured_anew(net, x):
     fast = optimize(net, (x,))
     for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):

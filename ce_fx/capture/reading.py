@@ -34,10 +34,14 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class State:
-    """The ambient modes that a node runs in."""
+    """The ambient modes that a node runs in: whether gradients are recorded, and autocast's dtypes by device type."""
 
     grad: bool
-    autocast: bool
+    autocast: tuple[tuple[str, torch.dtype], ...] = ()
+
+    def precision(self, device: torch.device) -> torch.dtype | None:
+        """The dtype to which autocast casts on a device; None where it is off."""
+        return dict(self.autocast).get(device.type)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class _Reader(Interpreter):
         if n.op == "output":
             return None
         before = len(self.tracer.graph.nodes)
-        self.reading.states[n] = State(torch.is_grad_enabled(), _autocast())
+        self.reading.states[n] = ambient()
         try:
             result = self._run(n)
         except Exception as error:  # anything may fail in a user's op; the node stays opaque
@@ -293,8 +297,10 @@ _SIZES = {
 }
 
 
-def _autocast() -> bool:
-    return any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+def ambient() -> State:
+    """The modes that anything run now runs in."""
+    enabled = (device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device))
+    return State(torch.is_grad_enabled(), tuple((device, torch.get_autocast_dtype(device)) for device in enabled))
 
 
 @contextmanager

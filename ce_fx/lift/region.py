@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch.fx import Node
 
 from ce_fx.algebra import Expression
@@ -25,6 +26,7 @@ class Region:
         lifted: what the region computes, as a region that absorbs this one continues.
         expression: the same with slices and concatenations resolved; these may need further derived leaves.
         partial: something could not be resolved, so this is no region unless another absorbs it.
+        precision: the dtype to which autocast casts the operands of its products; None without autocast.
         derived: leaves `len(leaves)` and on, which are computed from others.
         border: why the region could not grow into the operands it stops at, or None where it simply begins.
         parts: the regions that it grew from, each of which could be replaced by itself.
@@ -41,6 +43,7 @@ class Region:
     border: str | None = None
     parts: tuple[Region, ...] = ()
     partial: bool = False
+    precision: torch.dtype | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
+import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
@@ -34,9 +35,16 @@ from ce_fx.lift.saved import operands_of, saves
 from ce_fx.sizes import known
 
 
-def find_regions(graph: Graph, reading: Reading) -> Regions:
-    """Find the regions of a graph from its reading."""
-    return _Growth(graph, reading).run()
+def find_regions(graph: Graph, reading: Reading, constant: Collection[Node] = ()) -> Regions:
+    """Find the regions of a graph from its reading.
+
+    Args:
+        graph: the graph.
+        reading: what it computes.
+        constant: own nodes that depend on weights only. Under autocast they may mix dtypes: a region computes them in
+            the wider one.
+    """
+    return _Growth(graph, reading, constant).run()
 
 
 def begins_behind(region: Region, reading: Reading) -> str | None:
@@ -51,8 +59,9 @@ def begins_behind(region: Region, reading: Reading) -> str | None:
 class _Growth:
     """The state of one pass over a graph."""
 
-    def __init__(self, graph: Graph, reading: Reading) -> None:
+    def __init__(self, graph: Graph, reading: Reading, constant: Collection[Node]) -> None:
         self.graph = graph
+        self.constant = constant
         self.reading = reading
         self.owner = _owners(graph, reading)
         self.order = {node: n for n, node in enumerate(graph.nodes)}
@@ -150,26 +159,31 @@ class _Growth:
             parts: what to remember as the regions that this one grew from.
         """
         state = self.reading.states[output]
-        if state.autocast:
-            return Refusal("runs under autocast, which is not planned yet")
         nodes = sorted({*new, *(n for part in joined for n in part.nodes)}, key=self.order.__getitem__)
         if any(self.reading.states[n] != state for n in nodes):
             return Refusal("gradients are switched on or off in between")
         leaves: dict[Node | Derived, int] = {}
         values = {self._value(part.output): renumbered(part, leaves) for part in joined}
-        refusal = self._run_rules(new, values, leaves)
+        device = getattr(self._value(output).meta["val"], "device", None)  # of a grad mode, or of a size
+        precision = None if device is None else state.precision(device)
+        refusal = self._run_rules(new, values, leaves, precision)
         if refusal is not None:
             return refusal
         value = self._value(output)
         if value not in values:
             return Refusal("it hands on a value that exists already")
-        return self._whole(output, nodes, values[value], leaves, parts)
+        return self._whole(output, nodes, values[value], leaves, parts, precision)
 
     def _run_rules(
-        self, new: Sequence[Node], values: dict[Node, Expression], leaves: dict[Node | Derived, int]
+        self,
+        new: Sequence[Node],
+        values: dict[Node, Expression],
+        leaves: dict[Node | Derived, int],
+        precision: torch.dtype | None,
     ) -> Refusal | None:
         """Fill in the values of all ops of some nodes, or say why one has none."""
         ops = [op for node in new for op in self.reading.ops.get(node, ())]
+        weights = {op for node in new if node in self.constant for op in self.reading.ops.get(node, ())}
         reads = Counter(n for op in ops for n in _operands(op))
         operands = Operands(values, leaves, self.numbers, {n for n, times in reads.items() if times > 1})
         for op in ops:
@@ -178,7 +192,7 @@ class _Growth:
             rule = RULES.get(op.target)
             if rule is None:
                 return Refusal(f"{_name(op)} is not multilinear, or has no rule")
-            refusal = _unfit(op)
+            refusal = _unfit(op, precision, op in weights)
             if refusal is not None:
                 return refusal
             result = rule(op, operands)
@@ -198,6 +212,7 @@ class _Growth:
         expression: Expression,
         leaves: dict[Node | Derived, int],
         parts: Sequence[Region],
+        precision: torch.dtype | None,
     ) -> Region | Refusal:
         """A region of some nodes, its leaves in order: own nodes first, then what is derived from them."""
         lifted = drop_ones(expression)
@@ -226,6 +241,7 @@ class _Growth:
             next((part.border for part in parts if part.border), None),
             tuple(parts),
             partial,
+            precision,
         )
 
     def _own_leaves(self, leaves: Sequence[Node], nodes: Sequence[Node]) -> tuple[Node, ...] | Refusal:
@@ -322,8 +338,8 @@ def _visible_write(
     return None
 
 
-def _unfit(op: Node) -> Refusal | None:
-    """Regions are floating point or complex, dense and plain."""
+def _unfit(op: Node, precision: torch.dtype | None, weights: bool) -> Refusal | None:
+    """Regions are floating point or complex, dense and plain; of one dtype where autocast does not cast."""
     for value in _tensors(op):
         if not (value.dtype.is_floating_point or value.dtype.is_complex):
             return Refusal(f"{_name(op)} works on {value.dtype}; regions are floating point or complex")
@@ -332,7 +348,8 @@ def _unfit(op: Node) -> Refusal | None:
     if any(not known(size) for v in _tensors(op) for size in (*v.shape, *v.stride())):
         return Refusal(f"{_name(op)} works on a tensor whose size is only known when it runs")
     dtypes = {value.dtype for value in _tensors(op)}
-    if len(dtypes) > 1:
+    cast = dtypes <= {precision, torch.float32} and (weights or op.meta["val"].dtype == precision)
+    if len(dtypes) > 1 and not cast:
         return Refusal(f"{_name(op)} mixes dtypes {sorted(map(str, dtypes))}")
     if any(v.numel() == 0 for v in _tensors(op) if all(isinstance(s, int) for s in v.shape)):
         return Refusal(f"{_name(op)} works on a tensor without elements")

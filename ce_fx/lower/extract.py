@@ -6,26 +6,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from ce_fx.lower.precision import under_autocast
 from ce_fx.provenance import provenance
 from ce_fx.sizes import hint
 
 
-def extract(gm: GraphModule, nodes: Sequence[Node], leaves: Sequence[Node], numbers: Mapping[Node, Any]) -> GraphModule:
+def extract(
+    gm: GraphModule,
+    nodes: Sequence[Node],
+    leaves: Sequence[Node],
+    numbers: Mapping[Node, Any],
+    autocast: tuple[torch.device, torch.dtype] | None = None,
+) -> GraphModule:
     """The given nodes as a module of their own: its inputs are the leaves, its output the last node.
 
     Sub-modules and attributes that the nodes name are those of `gm`, by reference. A size that the nodes are handed
-    (`x.size(0)`, a symbolic size) becomes a number, by its hint; its value is in `numbers`.
+    (`x.size(0)`, a symbolic size) becomes a number, by its hint; its value is in `numbers`. Where they run under
+    autocast, of a device to a dtype, so do their copies.
     """
     graph = Graph()
     copies: dict[Node, Node] = {leaf: graph.placeholder(f"leaf_{n}") for n, leaf in enumerate(leaves)}
     for node in nodes:
         copies[node] = graph.node_copy(node, lambda n: copies[n] if n in copies else _number(numbers[n]))
     graph.output(copies[nodes[-1]])
+    if autocast is not None:
+        under_autocast(graph, *autocast, enabled=True)
     return GraphModule(gm, graph)
 
 
@@ -74,6 +85,7 @@ def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region:
             value = None if mode is None else fake_value(copy, fakes, mode)
             if value is not None:
                 fakes[copy] = value
+            if isinstance(value, Tensor | torch.SymInt):
                 copy.meta.update(dict.fromkeys(keys, value))
     replace_region(output, result, region)
     return tuple(new)
@@ -106,7 +118,7 @@ def copy_of(gm: GraphModule) -> GraphModule:
 
 
 def fake_value(node: Node, fakes: Mapping[Node, Any], mode: FakeTensorMode) -> Any:
-    """The fake value, or symbolic size, of a node of torch functions or tensor methods, from those of its inputs.
+    """The fake value, symbolic size or mode that a node of torch functions or tensor methods gives, from its inputs'.
 
     Returns:
         The value, or None where an input has none.

@@ -14,7 +14,7 @@ from ce_fx.lower.extract import copy_of
 from ce_fx.sizes import hint
 
 
-def random_like(fake: Tensor, generator: torch.Generator, positive: bool = False) -> Tensor:
+def random_like(fake: Tensor, generator: torch.Generator, positive: bool = False, weight: bool = True) -> Tensor:
     """A real tensor with the shape, strides, dtype and device of a fake one, filled from a normal distribution.
 
     Symbolic sizes are taken by their hint. The global random state is not touched.
@@ -23,13 +23,14 @@ def random_like(fake: Tensor, generator: torch.Generator, positive: bool = False
         fake: what to resemble.
         generator: where numbers are from.
         positive: take absolute values, for variances.
+        weight: of variance one over the elements in a row, as a weight that is contracted with data; else of one.
     """
     shape = [hint(s) for s in fake.shape]
     strides = [hint(s) for s in fake.stride()]
     whole = shape
     shape = [1 if stride == 0 else size for size, stride in zip(shape, strides, strict=True)]  # expanded: one element
     real = torch.empty_strided(shape, strides, dtype=fake.dtype, device=fake.device)
-    scale = max(1, prod(shape[1:])) ** -0.5 if len(shape) > 1 else 1.0
+    scale = max(1, prod(shape[1:])) ** -0.5 if weight and len(shape) > 1 else 1.0
     values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * scale
     with torch.no_grad():
         real.copy_((values.abs() if positive else values).to(fake.dtype))
@@ -76,6 +77,67 @@ def mismatch(
     return f"largest difference {difference:.3g}, largest value {scale:.3g}"
 
 
+def less_accurate(
+    written: GraphModule,
+    rewritten: GraphModule,
+    leaves: Sequence[Tensor],
+    positive: Collection[int] = (),
+    weights: Collection[int] = (),
+) -> str | None:
+    """Why a stretch in half precision would be further from the truth than as written; None if it is not.
+
+    The error is the root mean square of the difference to the same in double precision, on random leaves; that of what
+    is written may be exceeded by half. In float16 no intermediate may be more than twice as large as the largest that
+    is written: it might overflow.
+
+    Args:
+        written: the original nodes.
+        rewritten: what is to replace them.
+        leaves: fake (or real) tensors to take shapes, dtypes and devices from.
+        positive: numbers of the leaves that are positive.
+        weights: numbers of the leaves that keep a variance; the others have variance one.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    reals = [random_like(leaf, generator, n in positive, n in weights) for n, leaf in enumerate(leaves)]
+    with torch.no_grad():
+        truth = _in_double(written, reals)
+        if truth is None:
+            return None
+        ours, theirs = (_rms(_double(run(*reals)) - truth) for run in (rewritten, written))
+        name = str(leaves[0].dtype if leaves[0].dtype.itemsize == 2 else written(*reals).dtype).removeprefix("torch.")
+        if ours > _NO_WORSE * theirs:
+            return f"less accurate than as written: an error of {ours:.2g} instead of {theirs:.2g} in {name}"
+        if name != "float16":
+            return None
+        high, usual = (_peak(_with_double_constants(run), reals) for run in (rewritten, written))
+    if high > _NO_LARGER * usual:
+        return f"an intermediate would be {high / usual:.1f} times as large as any that is written, in float16"
+    return None
+
+
+_NO_WORSE = 1.5
+_NO_LARGER = 2.0
+
+
+def _rms(difference: Tensor) -> float:
+    return float(difference.abs().square().mean().sqrt())
+
+
+def _peak(module: GraphModule, leaves: Sequence[Tensor]) -> float:
+    """The largest value of any node, in double precision."""
+    peaks = [0.0]
+
+    class Peaks(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, Tensor) and n.op != "placeholder" and result.numel():
+                peaks.append(float(result.abs().max()))
+            return result
+
+    Peaks(module).run(*map(_double, leaves))
+    return max(peaks)
+
+
 def _in_double(run: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor | None:
     """A result in double precision; None where the nodes ask for another dtype."""
     if isinstance(run, GraphModule):
@@ -89,14 +151,13 @@ def _in_double(run: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor |
 
 
 def _with_double_constants(module: GraphModule) -> GraphModule:
-    """The module with the constants that it makes (`torch.eye(3, dtype=..)`) in double precision."""
-    made = [node for node in module.graph.nodes if node.kwargs.get("dtype") in _WIDER and not node.all_input_nodes]
-    if not made:
-        return module
+    """The module with the constants that it makes (`torch.eye(3, dtype=..)`), and its casts, in double precision."""
     copy = copy_of(module)
     for node in copy.graph.nodes:
         if not node.all_input_nodes and node.kwargs.get("dtype") in _WIDER:
             node.kwargs = {**node.kwargs, "dtype": _WIDER[node.kwargs["dtype"]]}
+        elif (node.op, node.target, len(node.args)) == ("call_method", "to", 2) and node.args[1] in _WIDER:
+            node.args = (node.args[0], _WIDER[node.args[1]])
     copy.recompile()
     return copy
 

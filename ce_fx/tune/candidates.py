@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -17,6 +18,7 @@ from ce_fx.algebra.program import Program
 from ce_fx.capture.reading import read
 from ce_fx.lower.derive import POSITIVE
 from ce_fx.lower.multiply import CONVS
+from ce_fx.lower.precision import in_precision, is_cast
 from ce_fx.lower.strides import order_of, same_strides, with_order
 from ce_fx.lower.sums import candidate
 from ce_fx.lower.symbolic import obstacle
@@ -63,6 +65,7 @@ class Problem:
         training: the backward counts.
         fold: what depends on weights only is computed once for many runs and does not count.
         model: predicts seconds.
+        precision: the dtype to which autocast casts the operands of products, None without autocast.
         symbolic: fake values of the leaves with their symbolic sizes; none where there are no such sizes.
     """
 
@@ -78,12 +81,13 @@ class Problem:
     training: bool
     fold: bool
     model: TimeModel
+    precision: torch.dtype | None = None
     symbolic: tuple[Tensor, ...] = ()
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
-        return self.leaves[0].element_size()
+        return (self.precision or self.leaves[0].dtype).itemsize
 
     @property
     def mode(self) -> Mode:
@@ -173,6 +177,9 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     """
     order = order_of(problem.output)
     module = candidate(program, plans, problem.leaves, problem.derived, order)
+    if problem.precision is not None:
+        weights = [n for n, operand in enumerate(problem.operands) if operand.constant]
+        in_precision(module, problem.leaves, weights, problem.precision)
     reading = read(module, problem.leaves)
     output = module.graph.output_node()
     (last,) = output.all_input_nodes
@@ -192,7 +199,7 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
             raise LoweringError(reason)
     inputs = module.graph.find_nodes(op="placeholder")
     done = {reading.values[inputs[n]] for n in problem.constant if n < len(inputs)}
-    nodes = [node for group in reading.ops.values() for node in group]
+    nodes = [node for group in reading.ops.values() for node in group if not is_cast(node)]
     if problem.fold:
         nodes = every_time(nodes, done)
     return Candidate(program, tuple(plans), module, cost_of(nodes, problem.model, problem.itemsize, problem.training))

@@ -60,7 +60,7 @@ class Writer:
         """
         try:
             return eval(expression, self.env)  # type: ignore[no-any-return]
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             raise Skip from error
 
     def shape(self, expression: str) -> tuple[int, ...]:

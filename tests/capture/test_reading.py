@@ -222,8 +222,8 @@ def test_modes_inside_are_restored_after():
 
     gm, reading = graph_of(fn, x_(4, 4), train=True)
     states = {tuple(names(reading, n)): reading.states.get(n) for n in gm.graph.nodes}
-    assert states["matmul",] == State(grad=False, autocast=True)
-    assert states["add",] == State(grad=True, autocast=False)
+    assert states["matmul",] == State(grad=False, autocast=(("cpu", torch.bfloat16),))
+    assert states["add",] == State(grad=True)
     product = next(n for n in gm.graph.nodes if names(reading, n) == ["matmul"])
     assert reading.fakes[product].dtype is torch.bfloat16
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
@@ -244,7 +244,7 @@ def test_autocast_inside_autocast():
         for n in gm.graph.nodes
         if names(reading, n)
     }
-    low, full = (True, torch.bfloat16), (False, torch.float32)
+    low, full = ((("cpu", torch.bfloat16),), torch.bfloat16), ((), torch.float32)
     assert found == {"matmul": low, "mm": full, "einsum": low}
     assert not reading.failures
 
