@@ -29,5 +29,5 @@ def backend(
     from ce_fx.session import rewritten_or_untouched
 
     chosen = Options.of({"inner": "inductor", **({"mode": mode} if mode else {}), **(options or {})})
-    rewritten_or_untouched(gm, example_inputs, chosen)
+    rewritten_or_untouched(gm, example_inputs, chosen, guards=True)
     return run_folded(gm, example_inputs, chosen).call

@@ -19,7 +19,6 @@ from ce_fx.inner import run_by
 from ce_fx.lift.region import Region
 from ce_fx.lower.extract import extract
 from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
-from ce_fx.lower.symbolic import at_hints, is_symbolic
 from ce_fx.lower.value import LoweringError
 from ce_fx.lower.verify import less_accurate, mismatch
 from ce_fx.options import Options
@@ -27,11 +26,14 @@ from ce_fx.plan.network import Operand
 from ce_fx.plan.path_info import step_lines
 from ce_fx.plan.plan import PlanError
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.tune.candidates import Problem, as_written
+from ce_fx.tune.candidates import Problem, as_written, candidates
 from ce_fx.tune.choice import Choice, by_prediction, can_be_timed, choose, kept_as_written
 from ce_fx.tune.cost import Cost, cost_of
+from ce_fx.tune.ranges import Options as SizedOptions
 from ce_fx.tune.remembered import key_of, recall, remember
+from ce_fx.tune.rescaled import planned_at
 from ce_fx.tune.runs import Inner
+from ce_fx.tune.symbolic import at_hints, is_symbolic
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Decision:
         candidate: what replaces the region, or None.
         mismatch: verification found another result.
         measured: the seconds were measured.
+        options: where sizes are symbolic, the ways between which sizes decide.
     """
 
     decision: str
@@ -60,6 +63,7 @@ class Decision:
     candidate: GraphModule | None = None
     mismatch: bool = False
     measured: bool = False
+    options: SizedOptions | None = None
 
 
 @dataclass
@@ -122,7 +126,10 @@ def unchanged(decision: Decision, reason: str) -> Decision:
     """A rewrite taken back, for a reason of the whole graph; other decisions as they are."""
     if decision.candidate is None:
         return decision
-    return replace(decision, decision="kept", reason=reason, after=decision.before, plan=(), candidate=None)
+    options = decision.options and replace(decision.options, taken=0)
+    return replace(
+        decision, decision="kept", reason=reason, after=decision.before, plan=(), candidate=None, options=options
+    )
 
 
 def _decide(region: Region, context: Context) -> Decision:
@@ -140,8 +147,9 @@ def _decide(region: Region, context: Context) -> Decision:
     except (PlanError, LoweringError) as error:
         return _keep(text, problem.cost, str(error), "refused")
     before = _timed(problem.cost, choice.written)
+    options = _options(problem, region, choice) if problem.symbolic else None
     if choice.candidate is None:
-        return _keep(text, before, choice.reason, measured=choice.measured)
+        return _keep(text, before, choice.reason, measured=choice.measured, options=options)
     if context.options.verify:
         module = choice.candidate.module
         difference = mismatch(problem.written, module, problem.leaves, _length(region), problem.positive)
@@ -160,7 +168,7 @@ def _decide(region: Region, context: Context) -> Decision:
     steps = tuple(line for plan in choice.candidate.plans for line in step_lines(plan))
     after = _timed(choice.candidate.cost, choice.seconds)
     module = choice.candidate.module
-    return Decision("rewritten", choice.reason, text, before, after, steps, module, measured=choice.measured)
+    return Decision("rewritten", choice.reason, text, before, after, steps, module, False, choice.measured, options)
 
 
 def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem, Choice]:
@@ -177,6 +185,24 @@ def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem
     choice = choose(problem, tune, inner)
     remember(problem, key, choice)
     return problem, choice
+
+
+def _options(problem: Problem, region: Region, choice: Choice) -> SizedOptions:
+    """As written, as chosen and the best others, as functions of the sizes."""
+    rivals = choice.rivals or candidates(problem)
+    shapes = [op.meta["val"].shape for op in (*region.carriers, *region.ops)]
+    sizes = {str(size): size for shape in shapes for size in shape if not isinstance(size, int)}
+    elsewhere = [planned_at(problem, sizes, factor) for factor in (1 / 8, 8)]
+    others = [one for one in (*rivals, *elsewhere) if one is not None and one is not choice.candidate]
+    ways = [choice.candidate, *others] if choice.candidate is not None else others
+    return SizedOptions(
+        (region.ops, *(one.ops for one in ways)),
+        int(choice.candidate is not None),
+        problem.model,
+        problem.itemsize,
+        problem.training,
+        problem.objective,
+    )
 
 
 def _less_work(problem: Problem, region: Region) -> tuple[Problem, Choice]:

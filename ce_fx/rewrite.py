@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,8 +24,10 @@ from ce_fx.options import Options
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.report.layer import LayerReport
 from ce_fx.report.names import kind_of_layer, layer_name
+from ce_fx.sizes import known
 from ce_fx.tune.calibrate import time_model
 from ce_fx.tune.cost import rest_of_graph
+from ce_fx.tune.ranges import good_sizes
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> G
 
 
 def rewrite_graph(
-    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: bool = False
 ) -> list[LayerReport]:
     """Rewrite a graph in place; where nothing is gained, or something goes wrong, it stays untouched.
 
@@ -66,6 +68,8 @@ def rewrite_graph(
         example_inputs: one value for each placeholder, in order.
         options: those of `optimize`.
         bodies: whether the bodies of activation checkpoints are rewritten, too.
+        guards: whether symbolic sizes are guarded to stay where the plans are close to the best: a graph of Dynamo's is
+            captured anew beyond.
 
     Returns:
         What was decided for each multilinear stretch, in graph order.
@@ -83,6 +87,8 @@ def rewrite_graph(
         ops=reading.ops,
     )
     decisions = _worthwhile(_decisions(found, context), reading, context)
+    if guards:
+        _guard_sizes(decisions, reading, context, example_inputs)
     inner = _bodies(gm, work, example_inputs, reading, options) if bodies else []
     reports = _reports(work, decisions, found, reading, inner)
     if any(decision.candidate for _, decision in decisions):
@@ -151,16 +157,54 @@ def _worthwhile(
     gain = sum(decision.before.seconds - decision.after.seconds for _, decision in decisions)
     if context.options.objective != "time" or not any(decision.candidate for _, decision in decisions):
         return decisions
-    inside = {node for region, _ in decisions for node in region.nodes}
-    others = [op for node, ops in reading.ops.items() if node not in inside for op in ops]
-    leaf = context.fakes[decisions[0][0].leaves[0]]
-    model = context.model(leaf.device, leaf.dtype, False)
-    rest = rest_of_graph(others, model, leaf.element_size(), context.training)
-    whole = rest + sum(decision.before.seconds for _, decision in decisions)
+    whole = _rest(decisions, reading, context)() + sum(decision.before.seconds for _, decision in decisions)
     if gain >= LEAST_GAIN * whole:
         return decisions
     reason = f"the whole graph would gain {gain / whole:.1%} of its time"
     return [(region, unchanged(decision, reason)) for region, decision in decisions]
+
+
+def _rest(decisions: Sequence[tuple[Region, Decision]], reading: Reading, context: Context) -> Callable[[], float]:
+    """Gives the predicted seconds of what no region holds; no FLOPs and no memory, by these objectives."""
+    if context.options.objective != "time":
+        return lambda: 0.0
+    inside = {node for region, _ in decisions for node in region.nodes}
+    others = [op for node, ops in reading.ops.items() if node not in inside for op in ops]
+    leaf = context.fakes[decisions[0][0].leaves[0]]
+    model = context.model(leaf.device, leaf.dtype, False)
+    return lambda: rest_of_graph(others, model, leaf.element_size(), context.training)
+
+
+def _guard_sizes(
+    decisions: Sequence[tuple[Region, Decision]], reading: Reading, context: Context, example_inputs: Sequence[Any]
+) -> None:
+    """Add a guard on every symbolic size of the inputs beyond which another plan would be better by a tenth.
+
+    Not where the user has given a range: a guard within it would be an error of Dynamo's.
+    """
+    regions = [decision.options for _, decision in decisions if decision.options is not None]
+    sizes = _symbols(example_inputs)
+    given = any(
+        one.min is not None or one.max is not None
+        for value in example_inputs
+        for one in getattr(value, "_dynamo_dynamic_range", ())
+    )
+    if not regions or not sizes or given:
+        return
+    first = next(iter(sizes.values()))
+    values = dict(first.node.shape_env.backed_var_to_val)
+    for symbol, (least, most) in good_sizes(regions, _rest(decisions, reading, context), values, list(sizes)).items():
+        size = sizes[symbol]
+        if (least is None or size >= least) and (most is None or size <= most):  # these comparisons are the guards
+            log.debug("planned for %s from %s to %s", symbol, least, most)
+
+
+def _symbols(example_inputs: Sequence[Any]) -> dict[Any, torch.SymInt]:
+    """The symbols that are sizes of the inputs, each as the size that it is."""
+    sizes: list[Any] = [value for value in example_inputs if isinstance(value, torch.SymInt)]
+    sizes += [size for value in example_inputs if isinstance(value, torch.Tensor) for size in value.shape]
+    symbolic = [size for size in sizes if isinstance(size, torch.SymInt)]
+    return {size.node.expr: size for size in symbolic if size.node.expr.is_symbol and known(size)}
 
 
 def _bodies(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,19 +34,28 @@ class Compiled:
     Attributes:
         gm: the graph that runs.
         layers: what was decided in it.
-        frame: Dynamo's number of the Python frame that it stands for; another flag or size compiles the frame anew.
+        compiling: Dynamo's compilation of a Python frame that it was made in. Another flag or size compiles the frame
+            anew; under DDP one compilation makes a graph for each of its buckets.
         running: what runs it, with what it keeps.
         weights: identities of the parameters that it is given; modules of one class share their frames.
     """
 
     gm: GraphModule
     layers: tuple[LayerReport, ...]
-    frame: int | None
+    compiling: CompileContext | None
     running: Running
     weights: frozenset[int] = frozenset()
 
-    def stands_for(self, other: Compiled) -> bool:
+    @property
+    def frame(self) -> int | None:
+        """Dynamo's number of the Python frame."""
+        compile_id = self.compiling.compile_id if self.compiling else None
+        return compile_id.frame_id if compile_id else None
+
+    def replaces(self, other: Compiled) -> bool:
         """Whether both are the same frame of the same module, compiled for different flags or sizes."""
+        if self.compiling is not None and self.compiling is other.compiling:  # another bucket
+            return False
         both = self.weights & other.weights
         return self.frame == other.frame and bool(both or not (self.weights and other.weights))
 
@@ -67,13 +77,12 @@ class Session:
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         """The Dynamo backend: rewrite, remember, hand on. It never raises because of a graph."""
-        layers = rewritten_or_untouched(gm, example_inputs, self.options)
+        layers = rewritten_or_untouched(gm, example_inputs, self.options, guards=True)
         running = run_folded(gm, example_inputs, self.options)
-        compiling = CompileContext.current_compile_id()
-        frame = compiling.frame_id if compiling else None
+        compiling = CompileContext.try_get()
         given = (value for value in example_inputs if not isinstance(value, FakeTensor))  # DDP's are new each time
         weights = frozenset(id(value) for value in given if isinstance(value, Parameter))
-        self.compiled.append(Compiled(gm, tuple(layers), frame, running, weights))
+        self.compiled.append(Compiled(gm, tuple(layers), compiling, running, weights))
         return running.call
 
     @property
@@ -91,6 +100,9 @@ class Session:
         frames = {each.frame for each in latest}
         if len(frames) > 1:
             notes.append(f"the model was captured as {len(frames)} graphs; no region reaches across a graph break")
+        buckets = max(Counter(each.compiling for each in latest if each.compiling).values(), default=1)
+        if buckets > 1:
+            notes.append(f"DDP split a graph into {buckets}, one for each of its buckets; no region reaches across")
         layers = tuple(layer for each in latest for layer in each.layers)
         return Report(layers, self.title, self.options.objective, tuple(notes))
 
@@ -115,8 +127,9 @@ def _latest(compiled: Sequence[Compiled]) -> list[Compiled]:
     """The latest compilation of every frame of every module, in the order of the first."""
     found: list[Compiled] = []
     for each in compiled:
-        place = next((n for n, old in enumerate(found) if each.stands_for(old)), len(found))
-        found[place : place + 1] = [each]
+        replaced = [n for n, old in enumerate(found) if each.replaces(old)]
+        place = replaced[0] if replaced else len(found)
+        found = [*found[:place], each, *(old for old in found[place:] if not each.replaces(old))]
     return found
 
 
@@ -125,11 +138,11 @@ def _empty(options: dict[str, Any], title: str) -> Session:
 
 
 def rewritten_or_untouched(
-    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: bool = False
 ) -> list[LayerReport]:
     """As `rewrite_graph`; if anything goes wrong the graph is what it was, and the log says why."""
     try:
-        return rewrite_graph(gm, example_inputs, options, bodies)
+        return rewrite_graph(gm, example_inputs, options, bodies, guards)
     except Exception as error:
         log.warning("a graph runs as written: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
         reason = f"ce_fx failed on this graph ({type(error).__name__}: {error}); it runs as written"

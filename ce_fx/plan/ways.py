@@ -119,17 +119,20 @@ def _plain(step: Step, network: Network) -> bool:
 def _taps_fit(step: Step, network: Network) -> bool:
     """Few kernel positions, and no padding beyond "same": there are no fewer products than output x kernel."""
     shrinks = all(axis.out.length <= _features(axis).length for axis in step.joined)
-    return shrinks and prod(axis.kernel for axis in step.joined) <= _TAPS
+    return shrinks and prod(axis.kernel for axis in step.joined) <= _TAPS and _no_remainder(step, network)
 
 
 def _band_fits(step: Step, network: Network) -> bool:
     """Small images and kernels without gaps: a matrix over positions is built by shifting the kernel."""
     gaps = any(axis.kernel > 1 and _kernel(axis).step != _features(axis).step for axis in step.joined)
-    return not gaps and prod(_features(axis).length for axis in step.joined) <= _BAND
+    symbolic = any(network.axes[axis.axis].window.features.symbol for axis in step.joined)
+    return not gaps and not symbolic and prod(_features(axis).length for axis in step.joined) <= _BAND
 
 
-def _always(step: Step, network: Network) -> bool:
-    return True
+def _no_remainder(step: Step, network: Network) -> bool:
+    """No stride over a symbolic size, which leaves positions at the end that nobody can count beforehand."""
+    windows = [network.axes[axis.axis].window for axis in step.joined]
+    return not any(window.features.symbol and window.stride > 1 for window in windows)
 
 
 def _groups_fit(step: Step, network: Network) -> bool:
@@ -140,8 +143,8 @@ def _groups_fit(step: Step, network: Network) -> bool:
 
 _FITS: dict[Way, Callable[[Step, Network], bool]] = {
     "grouped": _groups_fit,
-    "unfold": _always,
-    "unfold_conv": _always,
+    "unfold": _no_remainder,
+    "unfold_conv": _no_remainder,
     "taps": _taps_fit,
     "taps_conv": _taps_fit,
     "band": _band_fits,

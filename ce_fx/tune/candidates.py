@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from ce_fx.algebra import Expression
 from ce_fx.algebra.canonical import canonical
@@ -21,7 +21,6 @@ from ce_fx.lower.multiply import CONVS
 from ce_fx.lower.precision import in_precision, is_cast
 from ce_fx.lower.strides import order_of, same_strides, with_order
 from ce_fx.lower.sums import candidate
-from ce_fx.lower.symbolic import obstacle
 from ce_fx.lower.value import LoweringError
 from ce_fx.plan.candidates import make_plans
 from ce_fx.plan.costs import Mode
@@ -29,11 +28,12 @@ from ce_fx.plan.kinds import kind_of
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.ops import Op
 from ce_fx.plan.plan import Plan, PlanError
-from ce_fx.plan.planner import Objective, make_plan
+from ce_fx.plan.planner import Objective, make_plan, plan_of
 from ce_fx.plan.sums import Prices, build, networks, programs, with_steps
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.plan.tree import splits_of, step_of
+from ce_fx.plan.tree import Tree, splits_of, step_of
 from ce_fx.tune.cost import Cost, cost_of, every_time
+from ce_fx.tune.symbolic import read_for_any_size
 
 COUNT = 12
 """Plans that are lowered and priced."""
@@ -116,12 +116,14 @@ class Candidate:
         plans: one for each product of each step.
         module: what would run.
         cost: of its ATen nodes, copies included.
+        ops: these nodes.
     """
 
     program: Program
     plans: tuple[Plan, ...]
     module: GraphModule
     cost: Cost
+    ops: tuple[Node, ...] = ()
 
 
 def candidates(problem: Problem) -> list[Candidate]:
@@ -194,15 +196,33 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
         module.recompile()
         reading = read(module, problem.leaves)
     if problem.symbolic:
-        reason = obstacle(module, problem.symbolic, problem.output)
-        if reason is not None:
-            raise LoweringError(reason)
+        reading = read_for_any_size(module, problem.symbolic, problem.output)
     inputs = module.graph.find_nodes(op="placeholder")
     done = {reading.values[inputs[n]] for n in problem.constant if n < len(inputs)}
     nodes = [node for group in reading.ops.values() for node in group if not is_cast(node)]
     if problem.fold:
         nodes = every_time(nodes, done)
-    return Candidate(program, tuple(plans), module, cost_of(nodes, problem.model, problem.itemsize, problem.training))
+    cost = cost_of(nodes, problem.model, problem.itemsize, problem.training)
+    return Candidate(program, tuple(plans), module, cost, tuple(nodes))
+
+
+def networks_of(problem: Problem, program: Program) -> list[Network]:
+    """The products of each step of a program."""
+    operands = with_steps(program, problem.operands)
+    return [network for step in program.expressions for network in networks(step, operands)]
+
+
+Order: TypeAlias = tuple[Tree, str, Mapping[int, str], bool]
+"""A tree, how it was found, the ways of its steps, and whether channels come last: a plan without any sizes."""
+
+
+def plans_on(problem: Problem, program: Program, orders: Sequence[Order]) -> list[Plan]:
+    """The plans that evaluate the products of a program in given orders."""
+    plans = []
+    for network, (tree, method, ways, channels_last) in zip(networks_of(problem, program), orders, strict=True):
+        plan = plan_of(network, tree, method, problem.objective, problem.mode, problem.model, dict(ways))
+        plans.append(replace(plan, channels_last=channels_last))
+    return plans
 
 
 def drafts(problem: Problem) -> list[Draft]:
@@ -227,8 +247,7 @@ def drafts(problem: Problem) -> list[Draft]:
     forms = _forms(problem, lambda network: plans_of(network, 1)[0].cost)
     found: list[Draft] = []
     for program in forms:
-        operands = with_steps(program, problem.operands)
-        each = [network for step in program.expressions for network in networks(step, operands)]
+        each = networks_of(problem, program)
         best = [plans_of(network, 1)[0] for network in each]
         if not each:
             found.append((program, ()))

@@ -52,6 +52,7 @@ class Choice:
         measured: they were measured; else predicted.
         reason: one plain sentence.
         lasting: may be kept for other runs; False where the machine was too noisy to tell.
+        rivals: all candidates: at other sizes one of them may be the best.
     """
 
     candidate: Candidate | None
@@ -60,6 +61,7 @@ class Choice:
     measured: bool
     reason: str
     lasting: bool = True
+    rivals: tuple[Candidate, ...] = ()
 
 
 def choose(problem: Problem, tune: str | bool, inner: Inner | None = None) -> Choice:
@@ -75,10 +77,10 @@ def choose(problem: Problem, tune: str | bool, inner: Inner | None = None) -> Ch
         LoweringError: no order has an exact form in torch ops.
     """
     found = candidates(problem)
-    predicted = by_prediction(problem, found)
-    if tune is False or (tune == "auto" and _is_clear(problem, found)):
-        return predicted
-    return _by_clock(problem, found, predicted, inner, asked=tune is True)
+    choice = by_prediction(problem, found)
+    if tune is True or (tune == "auto" and not _is_clear(problem, found)):
+        choice = _by_clock(problem, found, choice, inner, asked=tune is True)
+    return replace(choice, rivals=tuple(found))
 
 
 def kept_as_written(problem: Problem) -> Choice:

@@ -7,22 +7,20 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from ce_fx.algebra.canonical import canonical
 from ce_fx.algebra.program import Group, Program, Recipe
 from ce_fx.plan.plan import Plan
-from ce_fx.plan.planner import plan_of
-from ce_fx.plan.sums import build, networks, with_steps
+from ce_fx.plan.sums import build
 from ce_fx.plan.tree import Tree, subset_of
 from ce_fx.tune import machine, store
-from ce_fx.tune.candidates import Candidate, Problem, candidate_of
+from ce_fx.tune.candidates import Candidate, Problem, candidate_of, networks_of, plans_on
 from ce_fx.tune.choice import Choice
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Of the planner and the lowering: raise it when a stored choice could be another one today."""
 
 counters: Counter[str] = Counter()
@@ -126,17 +124,14 @@ def _candidate(problem: Problem, recipe: Any, entries: Sequence[dict[str, Any]])
 
 
 def _plans(problem: Problem, program: Program, entries: Sequence[dict[str, Any]]) -> list[Plan]:
-    operands = with_steps(program, problem.operands)
-    products = [network for step in program.expressions for network in networks(step, operands)]
-    plans = []
-    for network, entry in zip(products, entries, strict=True):
+    orders = []
+    for network, entry in zip(networks_of(problem, program), entries, strict=True):
         tree = _tree(entry["tree"])
         if subset_of(tree) != network.everything:
             raise ValueError(f"the tree {tree} is not of {network.n} operands")
         ways = {int(subset): way for subset, way in entry["ways"].items()}
-        plan = plan_of(network, tree, entry["method"], problem.objective, problem.mode, problem.model, ways)
-        plans.append(replace(plan, channels_last=bool(entry["channels_last"])))
-    return plans
+        orders.append((tree, entry["method"], ways, bool(entry["channels_last"])))
+    return plans_on(problem, program, orders)
 
 
 def _written(recipe: Recipe) -> list[Any]:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 
-from ce_fx.lower.extract import fake_value
+from ce_fx.capture.reading import Reading, read
+from ce_fx.lower.value import LoweringError
 from ce_fx.sizes import hint
 
 
@@ -48,32 +49,38 @@ def at_hints(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         )
 
 
-def obstacle(module: GraphModule, leaves: Sequence[Tensor], output: Tensor) -> str | None:
-    """Why a module does not hold for all sizes of its leaves; None if it does.
+def values_of(tensors: Sequence[Tensor]) -> dict[Any, Any]:
+    """The hints, sympy numbers, of all symbols in the shapes of some tensors."""
+    sizes: list[Any] = [size for tensor in tensors for size in tensor.shape if not isinstance(size, int)]
+    values = sizes[0].node.shape_env.backed_var_to_val
+    return {symbol: values[symbol] for size in sizes for symbol in size.node.expr.free_symbols}
+
+
+def read_for_any_size(module: GraphModule, leaves: Sequence[Tensor], output: Tensor) -> Reading:
+    """Read what was emitted on symbolic sizes.
 
     Args:
-        module: what was emitted, in torch functions.
+        module: in torch functions.
         leaves: fake values of its inputs, of symbolic sizes.
         output: fake value of the result as written.
+
+    Raises:
+        LoweringError: it would hold for some sizes only, or give another shape or strides than what is written.
     """
     mode = next(leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor))
-    shape_env = mode.shape_env or ShapeEnv()
-    values: dict[Node, Any] = dict(zip(module.graph.find_nodes(op="placeholder"), leaves, strict=True))
-    result = output
     try:
-        with shape_env.error_on_new_guards(), _silent():
-            for node in module.graph.nodes:
-                if node.op in ("call_function", "call_method"):
-                    values[node] = fake_value(node, values, mode)
-                elif node.op == "output":
-                    result = values[node.args[0]]
-    except Exception as error:  # of torch's shape functions, whatever they are
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"the plan would hold for some sizes only ({first})"
+        with (mode.shape_env or ShapeEnv()).error_on_new_guards(), _silent():
+            reading = read(module, leaves)
+    except RuntimeError as error:  # a guard that the trace itself asks for, between two ops
+        raise LoweringError(f"the plan would hold for some sizes only ({error})") from error
+    if reading.failures:
+        raise LoweringError(f"the plan would hold for some sizes only ({next(iter(reading.failures.values()))})")
+    (last,) = module.graph.output_node().all_input_nodes
+    result = reading.fakes[last]
     pairs = zip((*result.shape, *result.stride()), (*output.shape, *output.stride()), strict=True)
-    if result.ndim == output.ndim and all(statically_known_true(a == b) for a, b in pairs):
-        return None
-    return f"the plan would give {_layout(result)}, not {_layout(output)}"
+    if result.ndim != output.ndim or not all(statically_known_true(a == b) for a, b in pairs):
+        raise LoweringError(f"the plan would give {_layout(result)}, not {_layout(output)}")
+    return reading
 
 
 @contextmanager
