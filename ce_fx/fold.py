@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._guards import CompileContext
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed._composable_state import _module_state_mapping as _SHARDED
 from torch.fx import GraphModule
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
@@ -191,6 +192,8 @@ def notes_of(runs: Iterable[Running]) -> list[str]:
     """One sentence for the report about some graphs that were compiled with `fold=True`."""
     runs = list(runs)
     folds = [run.fold for run in runs if run.fold is not None]
+    if folds and _SHARDED:
+        return ["fold: nothing is kept while a module of this process is sharded by FSDP2"]
     if folds:
         count, memory = sum(fold.count for fold in folds), si(sum(fold.bytes for fold in folds), 3)
         one = count == 1
@@ -212,9 +215,11 @@ def forget(tensors: Iterable[Tensor]) -> None:
 def seen(tensors: Sequence[Tensor]) -> list[Any] | None:
     """What is to be seen of some tensors without reading them; None where that would not show a change.
 
-    Tensors of inference mode have no version; fake ones, and those inside functorch's transforms, no address.
+    Tensors of inference mode have no version; fake ones, and those inside functorch's transforms, no address. FSDP2
+    gathers weights in every call, maybe to the same address, and keeps their version; which are its own is not to be
+    seen of them.
     """
-    if FakeTensor in map(type, tensors):
+    if _SHARDED or FakeTensor in map(type, tensors):
         return None
     try:
         return [(t.data_ptr(), t._version, t.shape, t.stride(), t.dtype, t.device) for t in tensors]

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, cast
 
+import torch
 from torch.fx import GraphModule
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from ce_fx.options import OptionError, Options
 
@@ -40,6 +42,7 @@ def run_by(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> 
     """
     inner = options.inner
     if inner == "eager":
+        _recompute_as_eager(gm)
         return gm.forward
     extra: dict[str, Any] = {}
     if options.inner_options:
@@ -57,3 +60,24 @@ def run_by(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> 
         patches = {**(list_mode_options(options.mode) if options.mode else {}), **extra.get("options", {})}
         extra = {"config_patches": patches} if patches else {}
     return cast("Callable[..., Any]", compiler(gm, example_inputs, **extra))
+
+
+def checkpointed(body: GraphModule, *args: Any, **kwargs: Any) -> Any:
+    """An activation checkpoint as `torch.utils.checkpoint` runs it outside a graph."""
+    context_fn = body.meta.get("_checkpoint_context_fn", noop_context_fn)
+    return checkpoint(body, *args, **{**kwargs, "use_reentrant": False, "context_fn": context_fn})
+
+
+def _recompute_as_eager(gm: GraphModule) -> None:
+    """Checkpoints of a graph that is run node by node restore the random state before they recompute.
+
+    Dynamo's own op leaves that to AOTAutograd: without it a dropout draws another mask in the backward.
+    """
+    for module in gm.modules():
+        if isinstance(module, GraphModule):
+            target = torch.ops.higher_order.tag_activation_checkpoint
+            found = module.graph.find_nodes(op="call_function", target=target)
+            for node in found:
+                node.target = checkpointed
+            if found:
+                module.recompile()

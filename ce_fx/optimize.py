@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from itertools import count
 from typing import Any, TypeVar, cast
 
 import torch
+from torch.distributed._composable_state import _get_module_state, _insert_module_state
 from torch.fx import GraphModule
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -20,7 +22,9 @@ from ce_fx.fold import forget
 from ce_fx.inner import check_inner
 from ce_fx.options import Options
 from ce_fx.report import Report
-from ce_fx.session import Session
+from ce_fx.session import Session, rewritten_or_untouched
+
+log = logging.getLogger(__name__)
 
 _SESSION = "_ce_fx_session"
 _VIEWS: dict[type, type] = {}
@@ -56,6 +60,7 @@ def optimize(
     session = _session(model, chosen)
     view: Any = object.__new__(_view_class(type(model)))
     view.__dict__.update(model.__dict__)
+    _share_state(model, view)
     _attach(view, session)
     _warm_up(view, args, kwargs)
     return cast(Model, view)
@@ -185,6 +190,13 @@ def _view_class(kind: type) -> type:
     return _VIEWS[kind]
 
 
+def _share_state(model: torch.nn.Module, view: torch.nn.Module) -> None:
+    """What FSDP2 keeps of a module is found by the identity of the module; without it a view could not be wrapped."""
+    state = _get_module_state(model)
+    if state is not None:
+        _insert_module_state(view, state)
+
+
 def _check(model: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise CeFxError(
@@ -212,7 +224,7 @@ def _attach(model: torch.nn.Module, session: Session) -> None:
     )
 
 
-def _entry(model: torch.nn.Module) -> Callable[..., Any]:
+def _entry(model: torch.nn.Module, exporting: bool = False) -> Callable[..., Any]:
     """The model's call, in a code object of its own name.
 
     Dynamo keeps compiled graphs and its recompile limit by code object: one that all models share would be used up by
@@ -221,10 +233,38 @@ def _entry(model: torch.nn.Module) -> Callable[..., Any]:
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        # `torch.compile` hands on to this function what `torch.export` traces; Dynamo is not at work then.
+        if torch.compiler.is_exporting() and not (exporting or torch.compiler.is_dynamo_compiling()):
+            return _exported(model, args, kwargs)
         return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     call.__code__ = call.__code__.replace(co_name=f"call_{type(model).__name__}_{next(_NUMBERS)}")
     return call
+
+
+def _exported(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call under the tracer of non-strict `torch.export`, which then holds the rewritten graph.
+
+    Dynamo captures the call although something else traces, and the tracer sees what our graph runs: no kept values,
+    no kernels of an inner compiler, and no guards on sizes beyond the model's own, which would be the program's.
+    """
+    options = replace(model.__dict__[_SESSION].options, fold=False)
+
+    def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        # The tracer's inputs have symbols of its own; the graph's are those of its placeholders.
+        fakes = [node.meta["example_value"] for node in gm.graph.find_nodes(op="placeholder")]
+        rewritten_or_untouched(gm, fakes, options)
+        return gm.forward
+
+    # `torch.compile` does nothing here; this is what it calls elsewhere.
+    run = torch._dynamo.optimize(backend, nopython=True, dynamic=False)(_entry(model, exporting=True))
+    try:
+        with torch._dynamo.config.patch(force_compile_during_fx_trace=True):
+            return run(*args, **kwargs)
+    except Exception as error:  # a graph break, among others
+        why = next(iter(str(error).splitlines()), "")
+        log.warning("%s is exported as written: %s: %s", type(model).__name__, type(error).__name__, why)
+    return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def _session_of(model: Any) -> Session:

@@ -6,9 +6,11 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch._guards import CompileContext
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
@@ -142,8 +144,20 @@ def rewritten_or_untouched(
 ) -> list[LayerReport]:
     """As `rewrite_graph`; if anything goes wrong the graph is what it was, and the log says why."""
     try:
-        return rewrite_graph(gm, example_inputs, options, bodies, guards)
+        with _unseen():
+            return rewrite_graph(gm, example_inputs, options, bodies, guards)
     except Exception as error:
         log.warning("a graph runs as written: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
         reason = f"ce_fx failed on this graph ({type(error).__name__}: {error}); it runs as written"
         return [LayerReport("(graph)", "", "refused", reason, 0, 0, 0, 0)]
+
+
+def _unseen() -> AbstractContextManager[Any]:
+    """Hooks of who calls must not see what is saved for backwards here: a checkpoint would count it as its own."""
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
