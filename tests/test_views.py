@@ -148,9 +148,10 @@ def test_autocast_inside_a_model_is_seen():
     fast = ce_fx.optimize(model, objective="flops")
     with torch.no_grad():
         (low, full), (low_written, full_written) = fast(x), model(x)
-    assert low.dtype == torch.bfloat16 and torch.equal(low, low_written)
+    assert low.dtype == low_written.dtype == torch.bfloat16
+    torch.testing.assert_close(low, low_written, rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(full, full_written)
-    assert set(decisions(fast)) == {("low", "refused"), ("full", "rewritten")}
+    assert set(decisions(fast)) == {("low", "rewritten"), ("full", "rewritten")}
 
 
 def test_an_inner_backend_that_does_not_exist_is_told_at_once():
