@@ -196,3 +196,12 @@ def test_an_einsum_of_three_saves_a_product_of_two():
     """
     whole = written_as(text, {"x0": (3, 2, 4), "x1": (3, 2, 4)}, {"w0": (4, 2), "w1": (4, 2)}, ("v1",))
     rewrites_of(replace(whole, weights={**whole.weights, "w0": ((4, 2), False)}))
+
+
+def test_a_tensordot_over_an_axis_of_size_one_saves_a_sum():
+    text = """
+        v0 = torch.einsum('ar,br->ab', self.w0, self.w0)
+        v1 = torch.tensordot(x0, v0, ([-1], [0]))
+        v2 = x0.add_(v1)
+    """
+    rewrites_of(written_as(text, {"x0": (1, 4, 1)}, {"w0": (1, 2)}))
