@@ -29,7 +29,7 @@ from ce_fx.plan.time_model import TimeModel
 from ce_fx.tune.candidates import Problem, as_written, candidates
 from ce_fx.tune.choice import Choice, by_prediction, can_be_timed, choose, kept_as_written
 from ce_fx.tune.cost import Cost, cost_of
-from ce_fx.tune.ranges import Options as SizedOptions
+from ce_fx.tune.ranges import Alternatives
 from ce_fx.tune.remembered import key_of, recall, remember
 from ce_fx.tune.rescaled import planned_at
 from ce_fx.tune.runs import Inner
@@ -51,7 +51,7 @@ class Decision:
         candidate: what replaces the region, or None.
         mismatch: verification found another result.
         measured: the seconds were measured.
-        options: where sizes are symbolic, the ways between which sizes decide.
+        alternatives: where sizes are symbolic, the ways between which sizes decide.
     """
 
     decision: str
@@ -63,7 +63,7 @@ class Decision:
     candidate: GraphModule | None = None
     mismatch: bool = False
     measured: bool = False
-    options: SizedOptions | None = None
+    alternatives: Alternatives | None = None
 
 
 @dataclass
@@ -126,10 +126,9 @@ def unchanged(decision: Decision, reason: str) -> Decision:
     """A rewrite taken back, for a reason of the whole graph; other decisions as they are."""
     if decision.candidate is None:
         return decision
-    options = decision.options and replace(decision.options, taken=0)
-    return replace(
-        decision, decision="kept", reason=reason, after=decision.before, plan=(), candidate=None, options=options
-    )
+    as_written = decision.alternatives and replace(decision.alternatives, taken=0)
+    kept = replace(decision, decision="kept", reason=reason, after=decision.before, plan=(), candidate=None)
+    return replace(kept, alternatives=as_written)
 
 
 def _decide(region: Region, context: Context) -> Decision:
@@ -147,11 +146,11 @@ def _decide(region: Region, context: Context) -> Decision:
     except (PlanError, LoweringError) as error:
         return _keep(text, problem.cost, str(error), "refused")
     before = _timed(problem.cost, choice.written)
-    options = _options(problem, region, choice) if problem.symbolic else None
+    alternatives = _alternatives(problem, region, choice) if problem.symbolic else None
     if choice.candidate is None:
-        return _keep(text, before, choice.reason, measured=choice.measured, options=options)
+        return _keep(text, before, choice.reason, measured=choice.measured, alternatives=alternatives)
+    module = choice.candidate.module
     if context.options.verify:
-        module = choice.candidate.module
         difference = mismatch(problem.written, module, problem.leaves, _length(region), problem.positive)
         if difference is not None:
             warnings.warn(
@@ -161,14 +160,21 @@ def _decide(region: Region, context: Context) -> Decision:
             return _keep(text, before, f"verification failed: {difference}", mismatch=True)
     if dtype.itemsize == 2:
         weights = [n for n, operand in enumerate(problem.operands) if operand.constant]
-        module = choice.candidate.module
         worse = less_accurate(problem.written, module, problem.leaves, problem.positive, weights)
         if worse is not None:
             return _keep(text, before, worse)
     steps = tuple(line for plan in choice.candidate.plans for line in step_lines(plan))
-    after = _timed(choice.candidate.cost, choice.seconds)
-    module = choice.candidate.module
-    return Decision("rewritten", choice.reason, text, before, after, steps, module, False, choice.measured, options)
+    return Decision(
+        "rewritten",
+        choice.reason,
+        text,
+        before,
+        _timed(choice.candidate.cost, choice.seconds),
+        steps,
+        module,
+        measured=choice.measured,
+        alternatives=alternatives,
+    )
 
 
 def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem, Choice]:
@@ -187,7 +193,7 @@ def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem
     return problem, choice
 
 
-def _options(problem: Problem, region: Region, choice: Choice) -> SizedOptions:
+def _alternatives(problem: Problem, region: Region, choice: Choice) -> Alternatives:
     """As written, as chosen and the best others, as functions of the sizes."""
     rivals = choice.rivals or candidates(problem)
     shapes = [op.meta["val"].shape for op in (*region.carriers, *region.ops)]
@@ -195,7 +201,7 @@ def _options(problem: Problem, region: Region, choice: Choice) -> SizedOptions:
     elsewhere = [planned_at(problem, sizes, factor) for factor in (1 / 8, 8)]
     others = [one for one in (*rivals, *elsewhere) if one is not None and one is not choice.candidate]
     ways = [choice.candidate, *others] if choice.candidate is not None else others
-    return SizedOptions(
+    return Alternatives(
         (region.ops, *(one.ops for one in ways)),
         int(choice.candidate is not None),
         problem.model,

@@ -182,7 +182,7 @@ def _guard_sizes(
 
     Not where the user has given a range: a guard within it would be an error of Dynamo's.
     """
-    regions = [decision.options for _, decision in decisions if decision.options is not None]
+    regions = [decision.alternatives for _, decision in decisions if decision.alternatives is not None]
     sizes = _symbols(example_inputs)
     given = any(
         one.min is not None or one.max is not None

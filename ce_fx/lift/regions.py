@@ -30,7 +30,7 @@ from ce_fx.lift.blocks import Part, resolved
 from ce_fx.lift.products import drop_ones
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.region import Region, Regions, most_in_one_product, renumbered, whole_parts, with_leaves
-from ce_fx.lift.registry import RULES, SPLITS, Operands, sizes
+from ce_fx.lift.registry import RULES, SPLITS, NoTensor, Operands, sizes
 from ce_fx.lift.saved import operands_of, saves
 from ce_fx.sizes import known
 
@@ -195,7 +195,10 @@ class _Growth:
             refusal = _unfit(op, precision, op in weights)
             if refusal is not None:
                 return refusal
-            result = rule(op, operands)
+            try:
+                result = rule(op, operands)
+            except NoTensor:
+                return Refusal(f"{_name(op)} computes with a symbolic size")
             if not isinstance(result, Refusal):
                 result = _visible_write(op, operands, ops, leaves) or result
             if isinstance(result, Refusal):

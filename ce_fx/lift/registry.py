@@ -131,10 +131,19 @@ class Operands:
 _HINTS = {4: "bshw", 5: "bsdhw", 3: "bsl"}
 
 
+class NoTensor(Exception):
+    """Unwinds a rule whose operand is a symbolic size; the op is refused."""
+
+
 def fake_of(arg: Any) -> torch.Tensor:
-    """The fake tensor that an ATen node yields."""
+    """The fake tensor that an ATen node yields.
+
+    Raises:
+        NoTensor: it yields a symbolic size.
+    """
     value = arg.meta["val"]
-    assert isinstance(value, torch.Tensor)
+    if not isinstance(value, torch.Tensor):
+        raise NoTensor
     return value
 
 

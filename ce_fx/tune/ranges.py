@@ -30,7 +30,7 @@ _HALVINGS = 4  # of the step in which a border lies
 
 
 @dataclass(frozen=True)
-class Options:
+class Alternatives:
     """The ways to evaluate one region, each as its ATen nodes, and which is taken."""
 
     ways: tuple[tuple[Node, ...], ...]
@@ -49,7 +49,7 @@ class Options:
 
 
 def good_sizes(
-    regions: Sequence[Options], rest: Callable[[], float], values: Mapping[Any, int], symbols: Sequence[Any]
+    regions: Sequence[Alternatives], rest: Callable[[], float], values: Mapping[Any, int], symbols: Sequence[Any]
 ) -> dict[Any, Range]:
     """The smallest and the largest value of each symbol up to which a graph's plans are close to the best.
 

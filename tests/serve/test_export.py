@@ -176,7 +176,6 @@ def test_a_strict_export_is_no_graph_break():
     assert not ce_fx.report(fast).notes
 
 
-@pytest.mark.xfail(strict=True, reason="the rule of mul takes every node for a tensor, and the whole graph is given up")
 def test_a_symbolic_size_may_be_a_factor():
     class Scaled(nn.Module):
         def __init__(self):
