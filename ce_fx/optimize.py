@@ -7,10 +7,12 @@ import logging
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from itertools import count
 from typing import Any, TypeVar, cast
 
 import torch
+from torch._dynamo.eval_frame import skip_code
 from torch.distributed._composable_state import _get_module_state, _insert_module_state
 from torch.fx import GraphModule
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -219,9 +221,27 @@ def _session(model: torch.nn.Module, options: Options) -> Session:
 def _attach(model: torch.nn.Module, session: Session) -> None:
     model.__dict__[_SESSION] = session
     options = session.options
-    model.__dict__["_compiled_call_impl"] = torch.compile(
-        _entry(model), backend=session, dynamic=options.dynamic, fullgraph=options.fullgraph
-    )
+    compiled = torch.compile(_entry(model), backend=session, dynamic=options.dynamic, fullgraph=options.fullgraph)
+    model.__dict__["_compiled_call_impl"] = _first_alone(compiled, session)
+
+
+def _first_alone(compiled: Callable[..., Any], session: Session) -> Callable[..., Any]:
+    """The compiled call, whose first is made by one thread alone: Dynamo would compile it once for each that comes.
+
+    To Dynamo it is the compiled call itself, by the attributes that `wraps` copies: an outer one inlines the model's.
+    """
+
+    @wraps(compiled)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if session.called or torch.compiler.is_exporting():
+            return compiled(*args, **kwargs)
+        with session.first_call:
+            result = compiled(*args, **kwargs)
+            session.called = True
+        return result
+
+    skip_code(run.__code__)  # else a compilation around the model would take this frame for one of the user's
+    return run
 
 
 def _entry(model: torch.nn.Module, exporting: bool = False) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
@@ -66,6 +67,10 @@ class Session:
     """The compiler of one optimised model, and its memory.
 
     A copy (deepcopy, pickle) starts empty with the same options.
+
+    Attributes:
+        called: a call of the model has come to its end.
+        first_call: held during the first.
     """
 
     def __init__(self, options: Options, title: str = "") -> None:
@@ -73,6 +78,8 @@ class Session:
         self.title = title
         self.plain: list[Plain] = []
         self.compiled: list[Compiled] = []
+        self.called = False
+        self.first_call = RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (self.options.to_dict(), self.title)

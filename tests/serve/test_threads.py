@@ -42,7 +42,6 @@ def close(found, wanted):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=False, reason="first calls at once are compiled once each, as by torch.compile")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("name", ["2d", "1d"])
@@ -64,7 +63,6 @@ def test_first_calls_at_once(name, fold):
     assert len(ce_fx.graph_modules(fast)) == 2
 
 
-@pytest.mark.xfail(strict=False, reason="first calls at once are compiled once each, as by torch.compile")
 @pytest.mark.timeout(120)
 def test_a_first_call_that_fails_is_no_first_call():
     model, x, _ = chain("1d")
@@ -76,7 +74,6 @@ def test_a_first_call_that_fails_is_no_first_call():
     assert len(ce_fx.graph_modules(fast)) == 1
 
 
-@pytest.mark.xfail(strict=False, reason="first calls at once are compiled once each, as by torch.compile")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("fold", [False, True])
 def test_first_calls_of_many_sizes_at_once(fold):
