@@ -231,7 +231,6 @@ def _first_alone(compiled: Callable[..., Any], session: Session) -> Callable[...
     To Dynamo it is the compiled call itself, by the attributes that `wraps` copies: an outer one inlines the model's.
     """
 
-    @wraps(compiled)
     def run(*args: Any, **kwargs: Any) -> Any:
         if session.called or torch.compiler.is_exporting():
             return compiled(*args, **kwargs)
@@ -241,7 +240,7 @@ def _first_alone(compiled: Callable[..., Any], session: Session) -> Callable[...
         return result
 
     skip_code(run.__code__)  # else a compilation around the model would take this frame for one of the user's
-    return run
+    return wraps(compiled)(run)
 
 
 def _entry(model: torch.nn.Module, exporting: bool = False) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from typing import TypeAlias
 
@@ -15,11 +16,11 @@ from ce_fx.algebra import Expression
 from ce_fx.algebra.canonical import canonical
 from ce_fx.algebra.derived import Derived
 from ce_fx.algebra.program import Program
-from ce_fx.capture.reading import read
+from ce_fx.capture.reading import Reading, read
 from ce_fx.lower.derive import POSITIVE
 from ce_fx.lower.multiply import CONVS
 from ce_fx.lower.precision import in_precision, is_cast
-from ce_fx.lower.strides import order_of, same_strides, with_order
+from ce_fx.lower.strides import order_of, same_format, same_strides, with_ones, with_order
 from ce_fx.lower.sums import candidate
 from ce_fx.lower.value import LoweringError
 from ce_fx.plan.candidates import make_plans
@@ -32,6 +33,7 @@ from ce_fx.plan.planner import Objective, make_plan, plan_of
 from ce_fx.plan.sums import Prices, build, networks, programs, with_steps
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import Tree, splits_of, step_of
+from ce_fx.sizes import hint
 from ce_fx.tune.cost import Cost, cost_of, every_time
 from ce_fx.tune.symbolic import read_for_any_size
 
@@ -182,19 +184,7 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     if problem.precision is not None:
         weights = [n for n, operand in enumerate(problem.operands) if operand.constant]
         in_precision(module, problem.leaves, weights, problem.precision)
-    reading = read(module, problem.leaves)
-    output = module.graph.output_node()
-    (last,) = output.all_input_nodes
-    result = reading.fakes[last]
-    if (result.dtype, result.device) != (problem.output.dtype, problem.output.device):
-        raise LoweringError(f"the plan would give {result.dtype} on {result.device}")
-    if not same_strides(result, problem.output):
-        if order is None:
-            raise LoweringError("the result as written is not dense in memory")
-        with module.graph.inserting_before(output):
-            output.args = (with_order(module.graph, last, order),)
-        module.recompile()
-        reading = read(module, problem.leaves)
+    reading = _laid_out(problem, module, order)
     if problem.symbolic:
         reading = read_for_any_size(module, problem.symbolic, problem.output)
     inputs = module.graph.find_nodes(op="placeholder")
@@ -204,6 +194,28 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
         nodes = every_time(nodes, done)
     cost = cost_of(nodes, problem.model, problem.itemsize, problem.training)
     return Candidate(program, tuple(plans), module, cost, tuple(nodes))
+
+
+def _laid_out(problem: Problem, module: GraphModule, order: tuple[int, ...] | None) -> Reading:
+    """Give the result the layout that it has as written, where it has another; returns the reading."""
+    ones = tuple(d for d, size in enumerate(problem.output.shape) if hint(size) == 1)
+    rules = ((same_strides, with_order), (same_format, partial(with_ones, ones=ones)))
+    output = module.graph.output_node()
+    reading = read(module, problem.leaves)
+    result = reading.fakes[output.all_input_nodes[0]]
+    if (result.dtype, result.device) != (problem.output.dtype, problem.output.device):
+        raise LoweringError(f"the plan would give {result.dtype} on {result.device}")
+    for same, emit in rules:
+        (last,) = output.all_input_nodes
+        if same(reading.fakes[last], problem.output):
+            continue
+        if order is None:
+            raise LoweringError("the result as written is not dense in memory")
+        with module.graph.inserting_before(output):
+            output.args = (emit(module.graph, last, order),)
+        module.recompile()
+        reading = read(module, problem.leaves)
+    return reading
 
 
 def networks_of(problem: Problem, program: Program) -> list[Network]:
