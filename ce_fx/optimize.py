@@ -12,7 +12,6 @@ from itertools import count
 from typing import Any, TypeVar, cast
 
 import torch
-from torch._dynamo.eval_frame import skip_code
 from torch.distributed._composable_state import _get_module_state, _insert_module_state
 from torch.fx import GraphModule
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -25,6 +24,7 @@ from ce_fx.inner import check_inner
 from ce_fx.options import Options
 from ce_fx.report import Report
 from ce_fx.session import Session, rewritten_or_untouched
+from ce_fx.watch import watch
 
 log = logging.getLogger(__name__)
 
@@ -230,11 +230,13 @@ def _first_alone(compiled: Callable[..., Any], session: Session) -> Callable[...
 
     To Dynamo it is the compiled call itself, by the attributes that `wraps` copies: an outer one inlines the model's.
     """
+    from torch._dynamo.eval_frame import skip_code  # seconds to import, and `torch.compile` has done so
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if session.called or torch.compiler.is_exporting():
             return compiled(*args, **kwargs)
         with session.first_call:
+            watch()
             result = compiled(*args, **kwargs)
             session.called = True
         return result

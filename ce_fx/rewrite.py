@@ -82,7 +82,7 @@ def rewrite_graph(
         options=options,
         fakes=dict(reading.fakes),
         constant=constant,
-        model=partial(_time_model, options),
+        model=partial(model_of, options),
         training=torch.is_grad_enabled(),
         ops=reading.ops,
     )
@@ -302,5 +302,6 @@ def weight_only(gm: GraphModule, example_inputs: Sequence[Any], reading: Reading
     return constant
 
 
-def _time_model(options: Options, device: torch.device, dtype: torch.dtype, calibrate: bool) -> TimeModel:
+def model_of(options: Options, device: torch.device, dtype: torch.dtype, calibrate: bool) -> TimeModel:
+    """The time model of a device and dtype; with `calibrate` it may be measured now."""
     return time_model(device, dtype, measure=calibrate, verbose=options.verbose)

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from itertools import pairwise
 from threading import RLock
 from typing import Any
 
@@ -18,10 +18,13 @@ from torch.fx import GraphModule
 from torch.nn import Parameter
 
 from ce_fx.capture.numpy_attrs import Plain, describe
-from ce_fx.fold import Running, notes_of, run_folded
+from ce_fx.compiled import Compiled, latest, varied
+from ce_fx.fold import notes_of, run_folded
 from ce_fx.options import Options
+from ce_fx.parted import Parted, cost_of, parted
 from ce_fx.report import LayerReport, Report
 from ce_fx.rewrite import rewrite_graph
+from ce_fx.watch import Break, Listener, break_of, recompile_reason
 
 log = logging.getLogger(__name__)
 
@@ -30,40 +33,7 @@ _NOT_BUILT = {
 }
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """One graph that was compiled.
-
-    Attributes:
-        gm: the graph that runs.
-        layers: what was decided in it.
-        compiling: Dynamo's compilation of a Python frame that it was made in. Another flag or size compiles the frame
-            anew; under DDP one compilation makes a graph for each of its buckets.
-        running: what runs it, with what it keeps.
-        weights: identities of the parameters that it is given; modules of one class share their frames.
-    """
-
-    gm: GraphModule
-    layers: tuple[LayerReport, ...]
-    compiling: CompileContext | None
-    running: Running
-    weights: frozenset[int] = frozenset()
-
-    @property
-    def frame(self) -> int | None:
-        """Dynamo's number of the Python frame."""
-        compile_id = self.compiling.compile_id if self.compiling else None
-        return compile_id.frame_id if compile_id else None
-
-    def replaces(self, other: Compiled) -> bool:
-        """Whether both are the same frame of the same module, compiled for different flags or sizes."""
-        if self.compiling is not None and self.compiling is other.compiling:  # another bucket
-            return False
-        both = self.weights & other.weights
-        return self.frame == other.frame and bool(both or not (self.weights and other.weights))
-
-
-class Session:
+class Session(Listener):
     """The compiler of one optimised model, and its memory.
 
     A copy (deepcopy, pickle) starts empty with the same options.
@@ -71,6 +41,8 @@ class Session:
     Attributes:
         called: a call of the model has come to its end.
         first_call: held during the first.
+        skipped: frames of which nothing was captured, or nothing before a graph break.
+        limits: a sentence for each frame that was compiled as often as Dynamo will.
     """
 
     def __init__(self, options: Options, title: str = "") -> None:
@@ -78,8 +50,11 @@ class Session:
         self.title = title
         self.plain: list[Plain] = []
         self.compiled: list[Compiled] = []
+        self.skipped: list[Break] = []
+        self.limits: list[str] = []
         self.called = False
         self.first_call = RLock()
+        self._parted: dict[tuple[int, int], list[Parted]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (self.options.to_dict(), self.title)
@@ -89,10 +64,28 @@ class Session:
         layers = rewritten_or_untouched(gm, example_inputs, self.options, guards=True)
         running = run_folded(gm, example_inputs, self.options)
         compiling = CompileContext.try_get()
-        given = (value for value in example_inputs if not isinstance(value, FakeTensor))  # DDP's are new each time
-        weights = frozenset(id(value) for value in given if isinstance(value, Parameter))
-        self.compiled.append(Compiled(gm, tuple(layers), compiling, running, weights))
+        # DDP hands on fake tensors, which are new each time
+        known = (isinstance(value, Parameter) and not isinstance(value, FakeTensor) for value in example_inputs)
+        parameters = tuple(id(value) if one else None for value, one in zip(example_inputs, known, strict=True))
+        new = Compiled(
+            gm,
+            tuple(layers),
+            compiling,
+            running,
+            parameters,
+            break_of(gm),
+            recompile_reason(),
+            torch.is_grad_enabled(),
+        )
+        self.compiled.append(new)
+        self._warn_of_the_limit([each for each in self.compiled if new.replaces(each) or each is new])
         return running.call
+
+    def missed(self, missed: Break, compile_id: str) -> None:
+        """Dynamo captured nothing of a frame, or nothing since it began."""
+        captured = any(each.ended and str(each.compile_id) == compile_id for each in self.compiled)
+        if not captured and missed not in self.skipped:
+            self.skipped.append(missed)
 
     @property
     def graph_modules(self) -> list[GraphModule]:
@@ -101,23 +94,57 @@ class Session:
 
     def report(self) -> Report:
         """The audit of the latest compilation of every frame."""
-        latest = _latest(self.compiled)
+        found = latest(self.compiled)
         notes = [*describe(self.plain), *(text for name, text in _NOT_BUILT.items() if getattr(self.options, name))]
         if self.options.fold:
             folding = [each for each in self.compiled if each.running.fold is not None]
-            notes += notes_of(each.running for each in _latest([*latest, *folding]))
-        frames = {each.frame for each in latest}
+            notes += notes_of(each.running for each in latest([*found, *folding]))
+        frames = {each.frame for each in found}
         if len(frames) > 1:
             notes.append(f"the model was captured as {len(frames)} graphs; no region reaches across a graph break")
-        buckets = max(Counter(each.compiling for each in latest if each.compiling).values(), default=1)
+        for before, after in pairwise([*found, None]):
+            if before is not None and before.ended is not None:
+                notes.append(f"graph break at {before.ended}{self._cost(before, after)}")
+        notes += [f"graph break before any op, or a frame skipped, at {skipped}" for skipped in self.skipped]
+        notes += self.limits
+        if self.called and not self.compiled:
+            notes.append("nothing was captured: the model runs as written")
+        buckets = max(Counter(each.compiling for each in found if each.compiling).values(), default=1)
         if buckets > 1:
             notes.append(f"DDP split a graph into {buckets}, one for each of its buckets; no region reaches across")
-        layers = tuple(layer for each in latest for layer in each.layers)
-        return Report(layers, self.title, self.options.objective, tuple(notes))
+        return Report(_layers(found), self.title, self.options.objective, tuple(notes))
 
     def summary(self) -> str:
         """One line: what happened."""
-        return self.report().summary() if self.compiled else "not captured yet"
+        if self.compiled:
+            return Report(_layers(latest(self.compiled)), self.title, self.options.objective).summary()
+        why = f": {self.skipped[-1]}" if self.skipped else ""
+        return f"nothing was captured, the model runs as written{why}" if self.called else "not captured yet"
+
+    def _cost(self, before: Compiled, after: Compiled | None) -> str:
+        """What a graph break costs, worked out once."""
+        if after is None:
+            return ""
+        key = id(before), id(after)
+        if key not in self._parted:
+            try:
+                self._parted[key] = parted(before, after, self.options)
+            except Exception as error:
+                log.debug("what a graph break costs is not known", exc_info=error)
+                return ""
+        return f"; {cost_of(self._parted[key])}"
+
+    def _warn_of_the_limit(self, variants: Sequence[Compiled]) -> None:
+        """Say it once when a frame has been compiled as often as Dynamo will: what comes with new values runs eager."""
+        limit = torch._dynamo.config.recompile_limit
+        if len(variants) != limit:
+            return
+        self.limits.append(
+            f"a part of the model was compiled {limit} times (torch._dynamo.config.recompile_limit): from now on it "
+            f"runs as written where it would be compiled again. What varied: {varied(variants)}. Sizes may vary in "
+            f"one graph with dynamic=True; numbers and flags should not"
+        )
+        warnings.warn(f"ce_fx: {self.title}: {self.limits[-1]}", stacklevel=2)
 
     def drop(self) -> None:
         """Release all that `fold=True` keeps; the next call computes it anew."""
@@ -132,14 +159,8 @@ class Session:
                 warnings.warn(f"ce_fx: {text}", stacklevel=4)
 
 
-def _latest(compiled: Sequence[Compiled]) -> list[Compiled]:
-    """The latest compilation of every frame of every module, in the order of the first."""
-    found: list[Compiled] = []
-    for each in compiled:
-        replaced = [n for n, old in enumerate(found) if each.replaces(old)]
-        place = replaced[0] if replaced else len(found)
-        found = [*found[:place], each, *(old for old in found[place:] if not each.replaces(old))]
-    return found
+def _layers(compiled: Sequence[Compiled]) -> tuple[LayerReport, ...]:
+    return tuple(layer for each in compiled for layer in each.layers)
 
 
 def _empty(options: dict[str, Any], title: str) -> Session:

@@ -1,0 +1,147 @@
+"""What Dynamo says while it compiles a model: where a graph broke and why, what it skipped, what it compiled anew for.
+
+Dynamo calls a backend for the graphs that it captures, and each of them holds what ended it. Of a frame that it skips,
+or of one that breaks before any op, a backend hears nothing: Dynamo counts the reasons (`counters["unimplemented"]`),
+and tells its callbacks when a compilation begins and ends. Dynamo takes long to import; it is there when it compiles.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+from torch.fx import GraphModule
+
+if TYPE_CHECKING:
+    from torch._dynamo.callback import CallbackArgs
+
+_RAISED = "Observed exception"
+"""The beginning of the reason where the model itself raises."""
+
+_MEANINGS = {
+    "generic_jump": "what runs next depends on data",
+    "Data-dependent branching": "what runs next depends on data",
+    "step_unsupported": "an instruction that Dynamo does not know",
+}
+"""The beginning of a reason of Dynamo's -> what it means, where its first line does not say it."""
+
+
+@dataclass(frozen=True)
+class Break:
+    """Where a graph ended although the model went on, or a frame of which nothing was captured.
+
+    Attributes:
+        reason: one line.
+        code: the line of code, or the name of the function that was not captured.
+        file: where that stands; empty if it is no code of the model's.
+        line: in the file.
+    """
+
+    reason: str
+    code: str
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line} ({self.code})" if self.file else self.code
+        return f"{place}: {self.reason}"
+
+
+class Listener:
+    """Hears of what is not captured while a local variable of that function up the stack, `session`, holds it."""
+
+    def missed(self, missed: Break, compile_id: str) -> None:
+        """A frame broke or was skipped.
+
+        Args:
+            missed: where and why.
+            compile_id: Dynamo's, of the compilation; a graph of the same may have been captured before the break.
+        """
+
+
+def break_of(gm: GraphModule) -> Break | None:
+    """What ended a graph of Dynamo's; None where the frame came to its end."""
+    found: Any = getattr(gm, "compile_subgraph_reason", None)
+    if found is None or not found.graph_break or not found.user_stack:
+        return None
+    frame = found.user_stack[-1]
+    return Break(_meaning(found.reason), (frame.line or frame.name).strip(), frame.filename, frame.lineno or 0)
+
+
+def recompile_reason() -> str | None:
+    """The guard that failed, if what Dynamo compiles now was compiled before."""
+    from torch._dynamo.utils import get_metrics_context
+
+    reason = getattr(get_metrics_context(), "_metrics", {}).get("recompile_reason")
+    if not reason:
+        return None
+    first = reason.splitlines()[0].partition("(HINT")[0]
+    return re.sub(r"\s+", " ", re.sub(r"^\d+/\d+: ", "", first)).strip()
+
+
+def watch() -> None:
+    """Have listeners hear of all compilations from now on; Dynamo forgets it when it is reset."""
+    from torch._dynamo.callback import callback_handler
+
+    if _began not in callback_handler.start_callbacks:
+        callback_handler.register_start_callback(_began)
+        callback_handler.register_end_callback(_ended)
+
+
+_COUNTED: Counter[str] = Counter()
+"""What was counted before the compilation that is going on; Dynamo has one at a time."""
+
+
+def _began(args: CallbackArgs) -> None:
+    from torch._dynamo.utils import counters
+
+    _COUNTED.clear()
+    _COUNTED.update(counters["unimplemented"])
+
+
+def _ended(args: CallbackArgs) -> None:
+    from torch._dynamo.utils import counters
+
+    reasons = [
+        text
+        for text, times in counters["unimplemented"].items()
+        if times > _COUNTED[text] and not text.startswith(_RAISED)
+    ]
+    if not reasons:
+        return
+    frames = list(_stack(sys._getframe()))
+    sessions = (frame.f_locals.get("session") for frame in frames)
+    listener = next((session for session in sessions if isinstance(session, Listener)), None)
+    codes = (frame.f_locals.get("code") for frame in frames if frame.f_code.co_name == "_compile")
+    code = next((code for code in codes if isinstance(code, CodeType)), None)
+    if listener is not None:
+        listener.missed(_missed(reasons[-1], code), args.compile_id)
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _missed(text: str, code: CodeType | None) -> Break:
+    """A reason of Dynamo's counters, and the code that it compiled."""
+    reason = _meaning(text)
+    if "frame skipped" in text:
+        reason = f"{reason}; of this function Dynamo captures only what it calls"
+    if code is None or code.co_filename.startswith("<"):
+        return Break(reason, "a function")
+    resumed = re.fullmatch(r"torch_dynamo_resume_in_(\w+)_at_(\d+)", code.co_name)
+    if resumed:
+        return Break(reason, f"the rest of {resumed[1]}", code.co_filename, int(resumed[2]))
+    return Break(reason, code.co_name, code.co_filename, code.co_firstlineno)
+
+
+def _meaning(reason: str) -> str:
+    first = next(iter(reason.splitlines()), "")
+    return next((meaning for start, meaning in _MEANINGS.items() if first.startswith(start)), first)
