@@ -155,7 +155,7 @@ class _Reader(Interpreter):
             result = self._opaque(n)
         new = list(self.tracer.graph.nodes)[before:] if len(self.tracer.graph.nodes) > before else []
         if n.op != "placeholder":
-            self.reading.ops[n] = tuple(node for node in new if node.op == "call_function" and not _is_size(node))
+            self.reading.ops[n] = tuple(node for node in new if node.op == "call_function" and not _is_aside(node))
         self.reading.fakes[n] = result
         self.reading.values[n] = pytree.tree_map_only(Tensor, self._carrier, result)
         return result
@@ -165,6 +165,8 @@ class _Reader(Interpreter):
             raise _LeftAlone(f"{n.target} is opaque")
         if any(a in self.reading.failures and self.env.get(a) is _MISSING for a in n.all_input_nodes):
             raise _LeftAlone("an operand could not be read")
+        if any(isinstance(self.env.get(a), torch.SymFloat) for a in n.all_input_nodes):
+            raise _LeftAlone("it computes with a float known only when it runs, as all are under dynamic=True")
         odd = {"placeholder": n, "get_attr": str(n.target)}.get(n.op)
         if odd in self.odd:
             raise _LeftAlone(self.odd[odd])
@@ -282,8 +284,13 @@ def _padded(values: Sequence[Any], placeholders: Sequence[Node]) -> list[Any]:
     return [*values[: len(placeholders)], *defaults]
 
 
-def _is_size(node: Node) -> bool:
-    """Whether a traced node only reads or computes a symbolic size, as `contiguous` does to see that it has no work."""
+def _is_aside(node: Node) -> bool:
+    """Whether a traced node computes no tensor: it only switches gradients, or reads or computes a symbolic size.
+
+    Fake tensors do the first to read a number, `contiguous` the second to see that it has no work.
+    """
+    if node.target is torch._C._set_grad_enabled:
+        return True
     if not isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat):
         return False
     return not isinstance(node.target, torch._ops.OpOverload) or node.target in _SIZES

@@ -48,8 +48,10 @@ def find_regions(graph: Graph, reading: Reading, constant: Collection[Node] = ()
 
 
 def begins_behind(region: Region, reading: Reading) -> str | None:
-    """What a region that could grow no further begins behind: an op that has no rule."""
+    """What a region that could grow no further begins behind: an op that has no rule, or that cannot be read."""
     for leaf in region.leaves:
+        if leaf in reading.failures and leaf.op not in ("placeholder", "get_attr"):
+            return f"it begins behind {getattr(leaf.target, '__name__', leaf.target)}: {reading.failures[leaf]}"
         ops = reading.ops.get(leaf, ())
         if ops and ops[-1].target not in RULES and ops[-1].target not in SPLITS:
             return f"it begins behind {_name(ops[-1])}, which is not multilinear"

@@ -9,7 +9,8 @@ from torch.fx import Node
 
 _ROOT = re.compile(r"^L\[['\"][^'\"]*['\"]\]\.?")
 _ITEM = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]")
-_TABLE = re.compile(r"\._(?:modules|parameters|buffers)(?=\[)")
+_TABLE = re.compile(r"(?:\.__dict__\[['\"]_modules['\"]\]|\._(?:modules|parameters|buffers))(?=\[)")
+"""Where Dynamo looks a child up: `._modules['a']`, or `.__dict__['_modules']['a']` where a class has its own way."""
 
 
 def module_path(raw: str) -> str:

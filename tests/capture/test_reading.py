@@ -387,3 +387,23 @@ def test_a_graph_is_read_twice_alike():
     first, second = read(gm, [x_()]), read(gm, [x_()])
     assert str(first.graph) == str(second.graph)
     assert all("val" not in node.meta and "example_value" not in node.meta for node in gm.graph.nodes)
+
+
+def test_a_float_of_dynamic_true_is_what_a_product_is_left_alone_for():
+    class Net(torch.nn.Module):
+        scale = 1.5
+
+        def forward(self, x):
+            return x @ x * self.scale
+
+    graphs = []
+
+    def backend(gm, inputs):
+        graphs.append((gm, read(gm, inputs)))
+        return gm.forward
+
+    torch.compile(Net(), backend=backend, dynamic=True)(torch.randn(4, 4))
+    ((gm, reading),) = graphs
+    (mul,) = (node for node in gm.graph.nodes if "mul" in node.name and "matmul" not in node.name)
+    assert reading.failures[mul].startswith("it computes with a float known only when it runs")
+    assert reading.ops[mul] == ()

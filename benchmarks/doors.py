@@ -1,0 +1,228 @@
+"""Models by every door, in every mode: `python -m benchmarks.doors --help`.
+
+Doors are `ce_fx.optimize`, and the backend "ce_fx" with inner "eager" and "inductor"; modes are eval, train, dynamic
+sizes and bfloat16 autocast. A cell says whether results are the model's own, in how many graphs it was captured, and how many
+times faster it is: than as written, or behind the door "inductor" than Inductor alone, with the seconds of both first
+calls. Every cell starts with empty caches; all that is compared takes turns in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
+
+import ce_fx
+from benchmarks.doors_models import Doored, models
+from benchmarks.harness import compare, machine
+from benchmarks.table import own_cache
+from ce_fx.tune.calibrate import time_model
+
+MODES = ("eval", "train", "dynamic", "bf16")
+DOORS = ("optimize", "eager", "inductor")
+EXACT = 1e-9
+"""Largest relative error in float64, where plain torch runs."""
+ROUNDED = 1e-5
+"""The same of Inductor's kernels in float32, whose order of summation is not torch's."""
+WORSE = 1.5
+"""How many times the written model's own error in bfloat16 is allowed."""
+
+Run = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model by one door in one mode.
+
+    Attributes:
+        model, door, mode: which.
+        error: of the results (and gradients in training) by norm, relative; of what is written where there is a bar.
+        passed: it is within the bar.
+        graphs: how many were captured, over all sizes.
+        gain: times faster than as written, or than Inductor alone.
+        first: seconds of the first call, and of Inductor's own.
+        reason: what went wrong.
+    """
+
+    model: str
+    door: str
+    mode: str
+    error: float = 0.0
+    passed: bool = False
+    graphs: int = 0
+    gain: float | None = None
+    first: tuple[float, float | None] = (0.0, None)
+    reason: str = ""
+
+
+def opened(door: str, model: nn.Module, mode: str) -> Run:
+    """A model behind a door."""
+    dynamic = True if mode == "dynamic" else None
+    if door == "optimize":
+        return ce_fx.optimize(model, dynamic=dynamic)
+    return torch.compile(model, backend="ce_fx", dynamic=dynamic, options={"inner": door})
+
+
+def results(run: Run, model: nn.Module, inputs: Sequence[Tensor], mode: str) -> list[Tensor]:
+    """What a call gives, and in training the gradients of its weights."""
+    with torch.set_grad_enabled(mode == "train"), torch.autocast("cpu", torch.bfloat16, enabled=mode == "bf16"):
+        y = run(*inputs)
+    if mode != "train":
+        return [y]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return [y.detach(), *torch.autograd.grad(y, weights, torch.cos(torch.arange(y.numel()).view(y.shape)).to(y))]
+
+
+def error_of(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """The larger of two relative errors by norm: of the output, and of all gradients as one vector."""
+    worst = 0.0
+    for mine, true in ((found[:1], exact[:1]), (found[1:], exact[1:])):
+        off = sum(float((a.double() - b).square().sum()) for a, b in zip(mine, true, strict=True))
+        size = sum(float(b.square().sum()) for b in true)
+        worst = max(worst, (off / size) ** 0.5 if size else off**0.5)
+    return worst
+
+
+def measure(one: Doored, door: str, mode: str, rounds: int) -> Cell:
+    """One cell; what a door raises is its reason."""
+    torch._dynamo.reset()
+    counters.clear()
+    model = one.build().train(mode == "train")
+    exact = copy.deepcopy(model).double()
+    if door != "inductor" and mode != "bf16":
+        model = model.double()
+    dtype = next(model.parameters()).dtype
+    sizes = range(len(one.shapes) if mode == "dynamic" else 1)
+    given = [tuple(x.to(dtype) for x in one.inputs(n)) for n in sizes]
+    errors, bars = [], []
+    with fresh_cache(), own_cache(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = opened(door, model, mode)
+        start = time.perf_counter()
+        results(run, model, given[0], mode)
+        first = time.perf_counter() - start
+        for inputs in given:
+            true = results(exact, exact, [x.double() for x in inputs], "eval" if mode == "bf16" else mode)
+            errors.append(error_of(results(run, model, inputs, mode), true))
+            own = error_of(results(model, model, inputs, mode), true) if mode == "bf16" else 0.0
+            bars.append(WORSE * own if mode == "bf16" else ROUNDED if door == "inductor" else EXACT)
+        graphs = counters["stats"]["unique_graphs"]
+    passed = all(error <= bar for error, bar in zip(errors, bars, strict=True))
+    gain, alone = (None, None) if mode == "dynamic" else speed(one, door, mode, rounds)
+    cell = Cell(one.name, door, mode, max(errors), passed, graphs, gain, (first, alone))
+    return cell if passed else replace_reason(cell, f"error {max(errors):.1e} above {min(bars):.1e}")
+
+
+def replace_reason(cell: Cell, reason: str) -> Cell:
+    """The cell, with what went wrong."""
+    return Cell(**{**asdict(cell), "reason": reason})
+
+
+def speed(one: Doored, door: str, mode: str, rounds: int) -> tuple[float, float | None]:
+    """Times faster in float32 than as written or than Inductor alone, and the seconds of Inductor's first call."""
+    torch._dynamo.reset()
+    inputs = one.inputs()
+    written, model = (one.build().train(mode == "train") for _ in range(2))
+    alone = None
+    with fresh_cache(), own_cache(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours, theirs = opened(door, model, mode), written
+        results(ours, model, inputs, mode)
+        if door == "inductor":
+            theirs = torch.compile(written)
+            start = time.perf_counter()
+            results(theirs, written, inputs, mode)
+            alone = time.perf_counter() - start
+        timing = compare(
+            {
+                "theirs": partial(results, theirs, written, inputs, mode),
+                "ours": partial(results, ours, model, inputs, mode),
+            },
+            rounds,
+        )
+    return timing.gain("ours", "theirs"), alone
+
+
+def attempt(one: Doored, door: str, mode: str, rounds: int) -> Cell:
+    """A cell, whatever happens."""
+    try:
+        return measure(one, door, mode, rounds)
+    except Exception as error:
+        return Cell(one.name, door, mode, reason=f"{type(error).__name__}: {str(error).splitlines()[0]}"[:160])
+
+
+def text_of(cell: Cell | None) -> str:
+    """A cell of the table."""
+    if cell is None:
+        return "-"
+    if not cell.passed:
+        return cell.reason
+    gain = "" if cell.gain is None else f", {cell.gain:.2f}x"
+    ours, alone = cell.first
+    first = f", {ours:.0f} s ({alone:.0f})" if alone is not None else f", {ours:.1f} s"
+    return f"pass, {cell.graphs}{gain}{first}"
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """Models and modes by doors: pass, graphs, times faster, seconds of the first call (of Inductor's own)."""
+    found = {(cell.model, cell.mode, cell.door): cell for cell in cells}
+    rows = dict.fromkeys((cell.model, cell.mode) for cell in cells)
+    lines = [[model, mode, *(text_of(found.get((model, mode, door))) for door in DOORS)] for model, mode in rows]
+    return tabulate(lines, headers=["model", "mode", *DOORS], tablefmt="plain", disable_numparse=True)
+
+
+def cells(chosen: Sequence[Doored], args: argparse.Namespace) -> Iterator[Cell]:
+    """All cells that were asked for, model by model."""
+    for one in chosen:
+        for mode in args.mode:
+            for door in args.door:
+                start = time.perf_counter()
+                cell = attempt(one, door, mode, args.rounds)
+                print(f"{one.name} {mode} {door}: {text_of(cell)} ({time.perf_counter() - start:.0f} s)", flush=True)
+                yield cell
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="the models whose name holds it")
+    parser.add_argument("--door", choices=DOORS, nargs="+", default=list(DOORS))
+    parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--json", type=Path, metavar="PATH", help="keeps the cells; models that it has are not run again"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Cell]:
+    """Measure and print; returns the cells."""
+    args = parse(arguments)
+    torch.set_num_threads(args.threads)
+    time_model("cpu", measure=True)  # the calibration of the machine is no model's first call
+    found = [Cell(**each) for each in json.loads(args.json.read_text())] if args.json and args.json.exists() else []
+    done = {cell.model for cell in found}
+    for cell in cells([one for one in models() if args.only in one.name and one.name not in done], args):
+        found.append(cell)
+        if args.json:
+            args.json.write_text(json.dumps([asdict(each) for each in found], indent=1))
+    print(f"\n{machine()}\n\n{table(found)}")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The models of the table of doors, each with inputs of several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.blocks.block import lively
+from benchmarks.blocks.heads import SegFormerHead
+from tests.models import factorized_resnet18, plain_resnet18
+
+
+@dataclass(frozen=True)
+class Doored:
+    """One model.
+
+    Attributes:
+        name: of the row.
+        make: builds it; called right after seeding.
+        shapes: of its inputs, and further ones that it must take when sizes are dynamic.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    shapes: tuple[tuple[tuple[int, ...], ...], ...]
+
+    def build(self) -> nn.Module:
+        """The model, always the same."""
+        torch.manual_seed(0)
+        model = self.make()
+        lively(model)
+        return model
+
+    def inputs(self, number: int = 0) -> tuple[Tensor, ...]:
+        """Inputs of one of the sizes, always the same."""
+        torch.manual_seed(number + 1)
+        return tuple(torch.randn(shape) for shape in self.shapes[number])
+
+
+class FeedForward(nn.Sequential):
+    """The half step of a Conformer block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+
+
+class Conformer(nn.Module):
+    """A Conformer block (Gulati et al., arXiv 2005.08100) whose convolution over time is dense and CP-decomposed.
+
+    Args:
+        width: features of a frame.
+        heads: of the attention.
+        kernel: frames of the convolution.
+        rank: of the decomposition, as a share of the dense kernel's parameters.
+    """
+
+    def __init__(self, width: int = 144, heads: int = 4, kernel: int = 31, rank: float = 0.1) -> None:
+        super().__init__()
+        import tltorch
+
+        self.heads = heads
+        self.first, self.second = FeedForward(width), FeedForward(width)
+        self.before, self.mixed, self.after = (nn.LayerNorm(width) for _ in range(3))
+        self.attend, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.gate, self.point = nn.Conv1d(width, 2 * width, 1), nn.Conv1d(width, width, 1)
+        self.over_time = tltorch.FactorizedConv(
+            width, width, kernel, order=1, padding=kernel // 2, rank=rank, factorization="cp", bias=False
+        )
+        nn.init.normal_(self.over_time.weight.weights, 1.0, 0.1)
+        for factor in self.over_time.weight.factors:
+            nn.init.normal_(factor, 0.0, 0.2)
+        self.norm = nn.BatchNorm1d(width)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Multi-head self-attention."""
+        q, k, v = self.attend(x).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def convolution(self, x: Tensor) -> Tensor:
+        """Gated linear unit, convolution over time, batch norm."""
+        y = F.glu(self.gate(x.transpose(1, 2)), dim=1)
+        return self.point(F.silu(self.norm(self.over_time(y)))).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of (batch, frames, features)."""
+        x = x + self.first(x) / 2
+        x = x + self.attention(self.before(x))
+        x = x + self.convolution(self.mixed(x))
+        return self.after(x + self.second(x) / 2)
+
+
+class Narrow(nn.Module):
+    """A plain residual network for adapters: three stages of two 3x3 convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(64, 64, 3, padding=1) for _ in range(6))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(64) for _ in range(6))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        x = self.stem(x)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = x + F.relu(norm(conv(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def _lora() -> nn.Module:
+    import peft
+
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=[f"convs.{n}" for n in range(6)])
+    model = peft.get_peft_model(Narrow(), config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:  # zero as made, which would hide a mistake
+                weight.normal_(0, 0.05)
+    return model
+
+
+def models() -> list[Doored]:
+    """All of them; images of 96 px, so that the networks are whole and a run ends."""
+    images = (((4, 3, 96, 96),), ((3, 3, 96, 96),), ((7, 3, 96, 96),))
+    speech = (((4, 120, 144),), ((4, 97, 144),), ((3, 143, 144),))
+    widths = (32, 64, 160, 256)
+    levels = tuple(tuple((b, w, 64 // 2**n, 64 // 2**n) for n, w in enumerate(widths)) for b in (2, 3, 5))
+    found = [
+        Doored(f"ResNet-18 {kind}, {how}", lambda kind=kind, how=how: factorized_resnet18(kind, 0.25, how), images)
+        for kind in ("tt", "cp", "tucker")
+        for how in ("factorized", "reconstructed")
+    ]
+    return [
+        *found,
+        Doored("ResNet-18, plain", plain_resnet18, images),
+        Doored("conv net with LoRA", _lora, (((4, 3, 32, 32),), ((3, 3, 32, 32),), ((6, 3, 32, 32),))),
+        Doored("Conformer block, CP", Conformer, speech),
+        Doored("SegFormer B0 head", lambda: SegFormerHead(widths, 256, 150), levels),
+    ]
