@@ -129,6 +129,17 @@ def test_one_channel_of_a_signal_keeps_the_layout_of_what_follows():
     compare(whole, 11032420, how="real")
 
 
+def test_a_write_behind_an_idle_dropout_writes_to_its_input():
+    text = """
+        v0 = F.dropout(x0, 0.3, False)
+        v1 = v0.add_(x1, alpha=0.5)
+        v2 = torch.baddbmm(self.w1, v1, self.w0, alpha=1.0)
+    """
+    whole = written_as(text, {"x0": (2, 4, 5), "x1": (2, 4, 5)}, {"w0": (2, 5, 1), "w1": (2, 1, 1)})
+    for seed in range(4):
+        compare(whole, seed)
+
+
 def test_one_row_of_convolutions_with_a_bias():
     text = """
         v0 = F.conv2d(x0, self.w0, self.w1, 1, 1)

@@ -321,9 +321,12 @@ def _run(node: Node) -> int:
 @_prices(aten.reshape.default, aten.contiguous.default, aten.flatten.using_ints, aten.ravel.default)
 def _maybe_copy(node: Node) -> tuple[Op, ...]:
     """A reshape or `contiguous` copies where its result does not share the storage of its input."""
-    source, value = node.args[0].meta["val"], node.meta["val"]
-    shared = source.untyped_storage()._cdata == value.untyped_storage()._cdata
-    return () if shared else _copy(node)
+    return () if _memory(node.args[0]) == _memory(node) else _copy(node)
+
+
+def _memory(node: Any) -> object:
+    """A key that the tensors of two nodes share exactly if they share memory."""
+    return node.meta["memory"] if "memory" in node.meta else node.meta["val"].untyped_storage()._cdata
 
 
 @_prices(aten.eye.default, aten.ones.default, aten.zeros.default, aten.full.default)

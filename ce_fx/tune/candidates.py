@@ -16,7 +16,8 @@ from ce_fx.algebra import Expression
 from ce_fx.algebra.canonical import canonical
 from ce_fx.algebra.derived import Derived
 from ce_fx.algebra.program import Program
-from ce_fx.capture.reading import Reading, read
+from ce_fx.capture.reading import Reading
+from ce_fx.capture.replay import replayed
 from ce_fx.lower.derive import POSITIVE
 from ce_fx.lower.multiply import CONVS
 from ce_fx.lower.precision import in_precision, is_cast
@@ -201,7 +202,7 @@ def _laid_out(problem: Problem, module: GraphModule, order: tuple[int, ...] | No
     ones = tuple(d for d, size in enumerate(problem.output.shape) if hint(size) == 1)
     rules = ((same_strides, with_order), (same_format, partial(with_ones, ones=ones)))
     output = module.graph.output_node()
-    reading = read(module, problem.leaves)
+    reading = replayed(module, problem.leaves)
     result = reading.fakes[output.all_input_nodes[0]]
     if (result.dtype, result.device) != (problem.output.dtype, problem.output.device):
         raise LoweringError(f"the plan would give {result.dtype} on {result.device}")
@@ -214,7 +215,7 @@ def _laid_out(problem: Problem, module: GraphModule, order: tuple[int, ...] | No
         with module.graph.inserting_before(output):
             output.args = (emit(module.graph, last, order),)
         module.recompile()
-        reading = read(module, problem.leaves)
+        reading = replayed(module, problem.leaves)
     return reading
 
 

@@ -407,3 +407,35 @@ def test_a_float_of_dynamic_true_is_what_a_product_is_left_alone_for():
     (mul,) = (node for node in gm.graph.nodes if "mul" in node.name and "matmul" not in node.name)
     assert reading.failures[mul].startswith("it computes with a float known only when it runs")
     assert reading.ops[mul] == ()
+
+
+@pytest.mark.parametrize(
+    "dropout, idle",
+    [
+        (lambda x: torch.nn.functional.dropout(x, 0.3, False), True),
+        (lambda x: torch.nn.functional.dropout(x, 0.0), True),
+        (lambda x: torch.dropout(x, 0.3, train=False), True),
+        (lambda x: torch.ops.aten.dropout.default(x, 0.3, False), True),
+        (lambda x: torch.ops.aten.dropout(x, 0.3, False), True),
+        (lambda x: torch.nn.functional.dropout(x, 0.3), False),
+        (lambda x: torch.ops.aten.dropout.default(x, 0.3, True), False),
+    ],
+)
+def test_an_idle_dropout_gives_its_input_itself(dropout, idle):
+    gm = torch.fx.symbolic_trace(dropout)
+    x = torch.randn(3, 4)
+    reading = read(gm, [x])
+    given, (result,) = (gm.graph.find_nodes(op="placeholder")[0], gm.graph.output_node().all_input_nodes)
+    shared = reading.storage(reading.fakes[given]) == reading.storage(reading.fakes[result])
+    assert not reading.failures and shared == idle == (dropout(x).data_ptr() == x.data_ptr())
+
+
+def test_an_idle_dropout_in_a_module_that_is_a_leaf_of_a_graph():
+    class Leaf(nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.dropout(x, 0.3, False).add_(1)
+
+    graph = torch.fx.Graph()
+    graph.output(graph.call_module("leaf", (graph.placeholder("x"),)))
+    reading = read(torch.fx.GraphModule(nn.ModuleDict({"leaf": Leaf()}), graph), [torch.randn(3)])
+    assert [storage for _, storage in reading.mutations] == [reading.storage(reading.fakes[next(iter(graph.nodes))])]
