@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 import ce_fx
 from ce_fx.options import OptionError, Options
 from ce_fx.report import LayerReport, Report
-from ce_fx.session import rewritten_or_untouched
+from ce_fx.session import rewritten_or_untouched, warn_of_what_is_missing
 from ce_fx.tune.calibrate import time_model
 
 _ELSEWHERE = {
@@ -48,6 +48,7 @@ class InductorPass(CustomGraphPass):
             if name in options:
                 raise OptionError(f"{name} is no option of InductorPass: {instead}")
         self.options = Options.of({**options, "inner": "inductor"})
+        warn_of_what_is_missing(self.options, stacklevel=2)
         self.layers: list[LayerReport] = []
         self._uuid: str | None = None
 

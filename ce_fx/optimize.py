@@ -16,6 +16,7 @@ from torch.distributed._composable_state import _get_module_state, _insert_modul
 from torch.fx import GraphModule
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ce_fx.capture.contractions import capture_contractions
 from ce_fx.capture.numpy_attrs import Plain, make_plain, undo
 from ce_fx.capture.undisturbed import undisturbed
 from ce_fx.errors import CeFxError
@@ -23,7 +24,7 @@ from ce_fx.fold import forget
 from ce_fx.inner import check_inner
 from ce_fx.options import Options
 from ce_fx.report import Report
-from ce_fx.session import Session, rewritten_or_untouched
+from ce_fx.session import Session, rewritten_or_untouched, warn_of_what_is_missing
 from ce_fx.watch import watch
 
 log = logging.getLogger(__name__)
@@ -213,8 +214,9 @@ def _session(model: torch.nn.Module, options: Options) -> Session:
     _check(model)
     check_inner(options)
     session = Session(options, type(model).__name__)
-    session.warn_of_what_is_missing()
+    warn_of_what_is_missing(options, stacklevel=3)
     session.plain = make_plain(model)
+    capture_contractions()
     return session
 
 

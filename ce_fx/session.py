@@ -152,12 +152,6 @@ class Session(Listener):
             if each.running.fold is not None:
                 each.running.fold.drop()
 
-    def warn_of_what_is_missing(self) -> None:
-        """Options that are accepted but have no effect yet are said aloud once."""
-        for name, text in _NOT_BUILT.items():
-            if getattr(self.options, name):
-                warnings.warn(f"ce_fx: {text}", stacklevel=4)
-
 
 def _layers(compiled: Sequence[Compiled]) -> tuple[LayerReport, ...]:
     return tuple(layer for each in compiled for layer in each.layers)
@@ -165,6 +159,13 @@ def _layers(compiled: Sequence[Compiled]) -> tuple[LayerReport, ...]:
 
 def _empty(options: dict[str, Any], title: str) -> Session:
     return Session(Options.of(options), title)
+
+
+def warn_of_what_is_missing(options: Options, stacklevel: int) -> None:
+    """Options that are accepted but have no effect yet are said aloud, once at each place."""
+    for name, text in _NOT_BUILT.items():
+        if getattr(options, name):
+            warnings.warn(f"ce_fx: {text}", stacklevel=stacklevel + 1)
 
 
 def rewritten_or_untouched(

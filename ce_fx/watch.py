@@ -69,8 +69,13 @@ def break_of(gm: GraphModule) -> Break | None:
     found: Any = getattr(gm, "compile_subgraph_reason", None)
     if found is None or not found.graph_break or not found.user_stack:
         return None
-    frame = found.user_stack[-1]
+    frames = [frame for frame in found.user_stack if not _is_installed(frame.filename)]
+    frame = (frames or found.user_stack)[-1]  # the model's own line, not that of a library which it calls
     return Break(_meaning(found.reason), (frame.line or frame.name).strip(), frame.filename, frame.lineno or 0)
+
+
+def _is_installed(file: str) -> bool:
+    return "site-packages" in file or "dist-packages" in file
 
 
 def recompile_reason() -> str | None:

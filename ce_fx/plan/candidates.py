@@ -54,7 +54,7 @@ def make_plans(
     model = time_model or TimeModel.default("cpu")
     goal = time_goal(network, mode, model, memory_limit)
     best = make_plan(network, objective="time", mode=mode, memory_limit=memory_limit, time_model=model)
-    if network.n <= 2:
+    if network.n <= 2 or count == 1:
         return [best]
     plans = {_key(best.tree): replace(best, method="time")}
     for method, tree in _named(network, mode, memory_limit):
