@@ -2,8 +2,9 @@
 
 Doors are `ce_fx.optimize`, and the backend "ce_fx" with inner "eager" and "inductor"; modes are eval, train, dynamic
 sizes and bfloat16 autocast. A cell says whether results are the model's own, in how many graphs it was captured, how
-many times faster it is, and the seconds of the first call: compared with the model as written, or behind the door
-"inductor" with Inductor alone, which took turns with it. Every cell starts with empty caches, but for the calibration.
+many times faster it is, and the seconds of the first call: compared with the model as written, or behind the backend
+with torch.compile and the same inner backend alone, which took turns with it. Every cell starts with empty caches, but
+for the calibration.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import shutil
 import time
 import warnings
@@ -53,8 +55,8 @@ class Cell:
         error: of the results (and gradients in training) by norm, relative; of what is written where there is a bar.
         passed: it is within the bar.
         graphs: how many were captured, over all sizes.
-        gain: times faster than as written, or than Inductor alone.
-        first: seconds of the first call, and of Inductor's own.
+        gain: times faster than as written, or behind the backend than the inner backend alone.
+        first: seconds of the first call, and of the inner backend's own.
         reason: what went wrong.
     """
 
@@ -116,8 +118,8 @@ def measure(one: Doored, door: str, mode: str, rounds: int) -> Cell:
             bars.append(WORSE * own if mode == "bf16" else ROUNDED)
         graphs = counters["stats"]["unique_graphs"]
         rival, alone = written, None
-        if door == "inductor":
-            rival = torch.compile(written, dynamic=True if mode == "dynamic" else None)
+        if door != "optimize":
+            rival = torch.compile(written, backend=door, dynamic=True if mode == "dynamic" else None)
             alone = first_call(rival, written, given[0], mode)
         ours, theirs = (partial(results, *pair, given[0], mode) for pair in ((run, model), (rival, written)))
         gain = compare({"theirs": theirs, "ours": ours}, rounds).gain("ours", "theirs")
@@ -164,7 +166,7 @@ def text_of(cell: Cell | None) -> str:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Models and modes by doors: pass, graphs, times faster, seconds of the first call (of Inductor's own)."""
+    """Models and modes by doors: pass, graphs, times faster, seconds of the first call (of the inner backend's own)."""
     found = {(cell.model, cell.mode, cell.door): cell for cell in cells}
     rows = dict.fromkeys((cell.model, cell.mode) for cell in cells)
     lines = [[model, mode, *(text_of(found.get((model, mode, door))) for door in DOORS)] for model, mode in rows]
@@ -185,7 +187,7 @@ def cells(chosen: Sequence[Doored], args: argparse.Namespace) -> Iterator[Cell]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="TEXT", help="the models whose name holds it")
+    parser.add_argument("--only", default="", metavar="REGEX", help="the models whose name it finds")
     parser.add_argument("--door", choices=DOORS, nargs="+", default=list(DOORS))
     parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES))
     parser.add_argument("--rounds", type=int, default=7)
@@ -204,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Cell]:
     done = {cell.model for cell in found}
     with own_cache():
         time_model("cpu", measure=True)
-        for cell in cells([one for one in models() if args.only in one.name and one.name not in done], args):
+        for cell in cells([one for one in models() if re.search(args.only, one.name) and one.name not in done], args):
             found.append(cell)
             if args.json:
                 args.json.write_text(json.dumps([asdict(each) for each in found], indent=1))
