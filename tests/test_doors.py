@@ -85,6 +85,30 @@ def test_the_table_has_a_line_for_each_model_and_mode():
     assert "error 1.0e-02 above 1.0e-05" in lines[2]
 
 
+def test_what_has_passed_is_not_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(doors, "models", lambda: [SMALL])
+    monkeypatch.setattr(doors, "time_model", lambda *args, **options: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    runs = []
+
+    def once(one, door, mode, rounds):
+        runs.append((door, mode))
+        return Cell(one.name, door, mode, passed=door == "optimize")
+
+    monkeypatch.setattr(doors, "attempt", once)
+    place = tmp_path / "cells.json"
+    arguments = ["--mode", "train", "eval", "--door", "optimize", "eager", "--json", str(place)]
+    found = doors.main(arguments)
+    assert [(cell.mode, cell.door) for cell in found] == [
+        ("eval", "optimize"),
+        ("eval", "eager"),
+        ("train", "optimize"),
+        ("train", "eager"),
+    ]
+    runs.clear()
+    assert len(doors.main(arguments)) == 4 and runs == [("eager", "train"), ("eager", "eval")]
+
+
 def test_the_models_are_those_of_the_table():
     names = [one.name for one in models()]
     assert len(set(names)) == len(names) == 10
