@@ -24,11 +24,10 @@ def backend(
     Raises:
         CeFxError: an option is unknown or bad.
     """
-    from ce_fx.fold import run_folded
     from ce_fx.options import Options
-    from ce_fx.session import rewritten_or_untouched, warn_of_what_is_missing
+    from ce_fx.session import handed_on, warn_of_what_is_missing
 
     chosen = Options.of({"inner": "inductor", **({"mode": mode} if mode else {}), **(options or {})})
     warn_of_what_is_missing(chosen, stacklevel=1)
-    rewritten_or_untouched(gm, example_inputs, chosen, guards=True)
-    return run_folded(gm, example_inputs, chosen).call
+    _, running = handed_on(gm, example_inputs, chosen)
+    return running.call

@@ -14,14 +14,22 @@ from ce_fx.options import OptionError, Options
 
 
 def check_inner(options: Options) -> None:
-    """Look the inner backend up before anything runs.
+    """Look the inner backend up before anything runs, and Inductor's mode.
 
     Raises:
-        OptionError: no backend has that name; the message names the nearest.
+        OptionError: no backend has that name, or Inductor no such mode; the message names the nearest.
     """
     inner = options.inner
     if callable(inner) or inner == "eager":
         return
+    if inner == "inductor" and options.mode:
+        from torch._inductor import list_mode_options
+
+        modes = list(list_mode_options())
+        if options.mode not in modes:
+            near = get_close_matches(options.mode, modes, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the modes are {', '.join(modes)}"
+            raise OptionError(f"mode must be one of Inductor's, not {options.mode!r}: {hint}")
     from torch._dynamo.backends.registry import list_backends, lookup_backend
     from torch._dynamo.exc import InvalidBackend
 

@@ -15,6 +15,7 @@ import torch
 from torch.distributed._composable_state import _get_module_state, _insert_module_state
 from torch.fx import GraphModule
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils._python_dispatch import any_torch_dispatch_mode_on_stack
 
 from ce_fx.capture.contractions import capture_contractions
 from ce_fx.capture.numpy_attrs import Plain, make_plain, undo
@@ -227,14 +228,18 @@ def _attach(model: torch.nn.Module, session: Session) -> None:
     model.__dict__["_compiled_call_impl"] = _first_alone(compiled, session)
 
 
-def _first_alone(compiled: Callable[..., Any], session: Session) -> Callable[..., Any]:
+def _first_alone(compiled: Any, session: Session) -> Callable[..., Any]:
     """The compiled call, whose first is made by one thread alone: Dynamo would compile it once for each that comes.
 
-    To Dynamo it is the compiled call itself, by the attributes that `wraps` copies: an outer one inlines the model's.
+    Under a dispatch mode (a FLOP counter) the model runs as written, as it would by Dynamo; but that would skip the
+    code from then on. To Dynamo this is the compiled call itself, by the attributes that `wraps` copies: an outer one
+    inlines the model's.
     """
     from torch._dynamo.eval_frame import skip_code  # seconds to import, and `torch.compile` has done so
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        if torch._C._len_torch_dispatch_stack() and any_torch_dispatch_mode_on_stack():
+            return compiled._torchdynamo_orig_callable(*args, **kwargs)
         if session.called or torch.compiler.is_exporting():
             return compiled(*args, **kwargs)
         with session.first_call:

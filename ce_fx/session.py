@@ -18,8 +18,10 @@ from torch.fx import GraphModule
 from torch.nn import Parameter
 
 from ce_fx.capture.numpy_attrs import Plain, describe
+from ce_fx.capture.undisturbed import own_metrics
 from ce_fx.compiled import Compiled, latest, varied
-from ce_fx.fold import notes_of, run_folded
+from ce_fx.fold import Running, notes_of, run_folded
+from ce_fx.lower.extract import copy_of
 from ce_fx.options import Options
 from ce_fx.parted import Parted, cost_of, parted
 from ce_fx.report import LayerReport, Report
@@ -61,8 +63,7 @@ class Session(Listener):
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         """The Dynamo backend: rewrite, remember, hand on. It never raises because of a graph."""
-        layers = rewritten_or_untouched(gm, example_inputs, self.options, guards=True)
-        running = run_folded(gm, example_inputs, self.options)
+        layers, running = handed_on(gm, example_inputs, self.options)
         compiling = CompileContext.try_get()
         # DDP hands on fake tensors, which are new each time
         known = (isinstance(value, Parameter) and not isinstance(value, FakeTensor) for value in example_inputs)
@@ -166,6 +167,32 @@ def warn_of_what_is_missing(options: Options, stacklevel: int) -> None:
     for name, text in _NOT_BUILT.items():
         if getattr(options, name):
             warnings.warn(f"ce_fx: {text}", stacklevel=stacklevel + 1)
+
+
+def handed_on(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options
+) -> tuple[Sequence[LayerReport], Running]:
+    """Rewrite a graph and hand it to the inner compiler; where that fails on what was rewritten, as it was written.
+
+    Inductor, for one, does not compile all graphs of symbolic sizes that torch can run.
+    """
+    written = None if options.inner == "eager" else copy_of(gm)
+    layers = rewritten_or_untouched(gm, example_inputs, options, guards=True)
+    if written is None or all(layer.decision != "rewritten" for layer in layers):
+        return layers, run_folded(gm, example_inputs, options)
+    try:
+        return layers, run_folded(gm, example_inputs, options)
+    except torch._dynamo.exc.RestartAnalysis:  # how a compiler asks Dynamo to trace once more
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        log.warning("the inner compiler fails on a rewritten graph, which runs as written: %s", why)
+    for name, body in written.named_children():
+        gm.set_submodule(name, body)
+    gm.graph = written.graph
+    reason = f"the inner compiler failed on the rewritten graph ({why})"
+    with own_metrics():
+        return [layer.taken_back(reason) for layer in layers], run_folded(gm, example_inputs, options)
 
 
 def rewritten_or_untouched(

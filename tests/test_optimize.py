@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import ce_fx
 from ce_fx.session import Session
@@ -406,3 +407,63 @@ def test_a_replacement_that_fails_leaves_the_graph_as_it_was(net, x, monkeypatch
     same(fast, net, x)
     assert len(calls) == 2 and rewritten(fast) == 0
     assert "planted" in ce_fx.report(fast).layers[0].reason
+
+
+@pytest.mark.parametrize("suppress", [False, True])
+@pytest.mark.parametrize("stage", ["read", "weight_only", "find_regions", "_worthwhile", "_reports", "_replace"])
+def test_no_failure_of_ours_reaches_dynamo(net, x, stage, suppress, monkeypatch):
+    """Under `suppress_errors` it would hide there, and the report would not know."""
+
+    def broken(*args, **kwargs):
+        raise ArithmeticError("planted")
+
+    monkeypatch.setattr(sys.modules["ce_fx.rewrite"], stage, broken)
+    fast = optimize(net)
+    with torch._dynamo.config.patch(suppress_errors=suppress):
+        same(fast, net, x)
+    assert len(ce_fx.graph_modules(fast)) == 1
+    (layer,) = ce_fx.report(fast).layers
+    assert layer.decision == "refused" and "planted" in layer.reason
+
+
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_a_flop_counter_leaves_a_model_as_it_was(net, x, when):
+    """A frame that Dynamo meets under such a mode it skips from then on."""
+    runs = []
+    fast = optimize(net, inner=lambda gm, inputs: lambda *args: runs.append(1) or gm.forward(*args))
+    with torch.no_grad():
+        expected = net(x)
+        if when == "later":
+            fast(x)
+        with FlopCounterMode(display=False) as counter:
+            torch.testing.assert_close(fast(x), expected)
+        assert counter.get_total_flops() > 0
+        runs.clear()
+        torch.testing.assert_close(fast(x), expected)
+    assert runs and rewritten(fast) == 2
+
+
+def test_an_interrupted_plan_leaves_everything_as_it_was(net, x, monkeypatch):
+    rewrite = sys.modules["ce_fx.rewrite"]
+    decide, calls = rewrite.decide, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return decide(*args)
+
+    monkeypatch.setattr(rewrite, "decide", interrupted)
+    fast = optimize(net)
+    with pytest.raises(KeyboardInterrupt):
+        fast(x)
+    assert torch.is_grad_enabled() and not ce_fx.graph_modules(fast)
+    assert repr(fast).endswith("not captured yet")
+    same(fast, net, x)
+    assert rewritten(fast) == 2 and len(ce_fx.graph_modules(fast)) == 1
+
+
+def test_a_model_without_a_multilinear_layer_says_so():
+    fast = ce_fx.optimize(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh()), (torch.randn(2, 3),))
+    assert repr(fast).endswith("ce_fx: nothing to rewrite: no multilinear layer was found")
+    assert ce_fx.report(fast).layers == ()

@@ -37,3 +37,18 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 def _has_values(buffer: Tensor) -> bool:
     """Whether there is anything to restore: a lazy module has not made its buffers yet."""
     return not buffer.is_meta and not is_lazy(buffer)
+
+
+@contextmanager
+def own_metrics() -> Iterator[None]:
+    """Compile inside another compilation, of a forward or of a backward: torch lets a metric be set once in each."""
+    from torch._dynamo import utils
+    from torch._dynamo.metrics_context import MetricsContext
+
+    local, outer = utils._metrics_context_tls, utils.get_metrics_context()
+    local.metrics_context = MetricsContext(on_exit=lambda *_: None)
+    try:
+        with local.metrics_context:
+            yield
+    finally:
+        local.metrics_context = outer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 DECISIONS = ("rewritten", "kept", "refused")
@@ -43,6 +43,11 @@ class LayerReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-able."""
-        from dataclasses import asdict
-
         return {**asdict(self), "plan": list(self.plan)}
+
+    def taken_back(self, reason: str) -> LayerReport:
+        """A rewrite that does not run after all; other decisions as they are."""
+        if self.decision != "rewritten":
+            return self
+        kept = replace(self, decision="kept", reason=reason, plan=())
+        return replace(kept, flops_after=self.flops_before, peak_after=self.peak_before, time_after=self.time_before)

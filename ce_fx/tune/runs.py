@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import tracing
 from torch.fx import GraphModule
 
 from ce_fx.capture.reading import read
+from ce_fx.capture.undisturbed import own_metrics
 from ce_fx.lower.extract import copy_of
 from ce_fx.lower.hoist import Facts, hoist
 from ce_fx.lower.verify import random_like
@@ -104,18 +106,6 @@ def _single(forward: Callable[..., Any]) -> Callable[..., Tensor]:
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """Compile inside another compilation: with tracing state and metrics of one's own.
-
-    Each compilation, of a forward or of a backward, needs one: torch lets a metric be set once in a context.
-    """
-    from torch._dynamo import utils
-    from torch._dynamo.metrics_context import MetricsContext
-    from torch._guards import tracing
-
-    local, outer = utils._metrics_context_tls, utils.get_metrics_context()
-    local.metrics_context = MetricsContext(on_exit=lambda *_: None)
-    try:
-        with tracing(None), local.metrics_context:
-            yield
-    finally:
-        local.metrics_context = outer
+    """Compile inside another compilation: with tracing state and metrics of one's own."""
+    with tracing(None), own_metrics():
+        yield

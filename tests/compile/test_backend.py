@@ -1,7 +1,10 @@
 """`torch.compile(model, backend="ce_fx")`: found by name, cached, and what Inductor sees is what it sees without."""
 
+import importlib
+
 import pytest
 import torch
+from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.utils.checkpoint import checkpoint
 
@@ -125,3 +128,130 @@ def test_a_body_that_is_called_twice_is_left_alone():
 
     torch.compile(model, backend=backend)(x)
     assert [same for _, same in seen] == [True]
+
+
+def test_a_mode_and_inner_options_reach_an_inner_backend():
+    seen = []
+
+    def inner(gm, inputs, **kwargs):
+        seen.append(kwargs)
+        return gm.forward
+
+    given = {**PLAN, "inner": inner, "inner_options": {"depth": 1}, "mode": "any"}
+    torch.compile(Net(), backend="ce_fx", options=given)(torch.randn(40, 24))
+    assert seen == [{"options": {"depth": 1}, "mode": "any"}]
+
+
+@pytest.mark.parametrize("door", ["backend", "optimize"])
+def test_a_mode_and_inner_options_reach_inductor(door, monkeypatch):
+    seen, mode = [], "max-autotune-no-cudagraphs"
+
+    def spy(gm, inputs, **kwargs):
+        seen.append(kwargs)
+        return gm.forward
+
+    monkeypatch.setattr(importlib.import_module("torch._inductor.compile_fx"), "compile_fx", spy)
+    patches = dict(list_mode_options(mode))
+    if door == "backend":
+        run = torch.compile(Net(), backend="ce_fx", mode=mode)
+    else:
+        run = ce_fx.optimize(Net(), inner="inductor", mode=mode, inner_options={"max_autotune": False}, tune=False)
+        patches["max_autotune"] = False  # what is said in particular wins
+    run(torch.randn(40, 24))
+    assert seen == [{"config_patches": patches}]
+
+
+def test_a_mode_that_inductor_does_not_have_is_told_at_once():
+    with pytest.raises(ce_fx.CeFxError, match="mode must be one of Inductor's, .* did you mean 'max-autotune'"):
+        ce_fx.optimize(Net(), inner="inductor", mode="max-autotun")
+
+
+class Fails:
+    """An inner compiler that takes the graph as it was written only."""
+
+    def __init__(self, wanted):
+        self.wanted, self.seen = wanted, []
+
+    def __call__(self, gm, inputs):
+        self.seen.append(gm.code)
+        if not all(text in gm.code for text in self.wanted):
+            raise RuntimeError("no such graph\nof mine")
+        return gm.forward
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_inner_compiler_that_fails_on_the_rewritten_graph_gets_the_written_one(grad, caplog):
+    net, x, inner = Net(), torch.randn(40, 24), Fails(["linear("])
+    with torch.set_grad_enabled(grad):
+        fast = ce_fx.optimize(net, (x,), inner=inner, **PLAN)
+        torch.testing.assert_close(fast(x), net(x))
+    assert len(inner.seen) == 2 and inner.seen[0] != inner.seen[1]
+    report = ce_fx.report(fast)
+    assert report.count("rewritten") == 0 and report.flops_before == report.flops_after
+    reason = "the inner compiler failed on the rewritten graph (RuntimeError: no such graph)"
+    assert reason in [layer.reason for layer in report.layers]
+    assert "which runs as written: RuntimeError: no such graph" in caplog.text
+    compiled = torch.compile(net, backend="ce_fx", options={"inner": inner, **PLAN})
+    torch.testing.assert_close(compiled(x), net(x))
+
+
+def test_an_inner_compiler_that_fails_on_what_is_written_says_so_itself():
+    inner = Fails(["nothing has this"])
+    with pytest.raises(Exception, match="no such graph"):
+        ce_fx.optimize(Net(), (torch.randn(40, 24),), inner=inner, **PLAN)
+    assert len(inner.seen) == 2
+
+
+def test_the_body_of_a_checkpoint_comes_back_where_the_inner_compiler_fails():
+    net, x = Net(), torch.randn(40, 24, requires_grad=True)
+
+    def call(x):
+        return checkpoint(net, x, use_reentrant=False)
+
+    bodies = []
+
+    def fails(gm, inputs):
+        bodies.append(gm.wrap_body_0.code)
+        if len(bodies) == 1:
+            raise RuntimeError
+        return gm.forward
+
+    compiled = torch.compile(call, backend="ce_fx", options={"inner": fails, **PLAN})
+    torch.testing.assert_close(compiled(x), net(x))
+    assert len(bodies) == 2 and bodies[0] != bodies[1] and "linear(" in bodies[1]
+
+
+@pytest.mark.slow
+def test_inductor_compiles_the_written_graph_after_it_has_failed_on_ours(monkeypatch):
+    """Within one compilation of Dynamo's: metrics and tracing state allow a second one."""
+    place = importlib.import_module("torch._inductor.graph").GraphLowering
+    run, calls = place.run, []
+
+    def fails_once(self, *args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise TypeError("cannot determine truth value")
+        return run(self, *args)
+
+    monkeypatch.setattr(place, "run", fails_once)
+    net, x = Net(), torch.randn(40, 24)
+    compiled = torch.compile(net, backend="ce_fx", options=PLAN)
+    loss = compiled(x).square().sum()
+    loss.backward()
+    torch.testing.assert_close(loss, net(x).square().sum())
+    assert len(calls) > 2
+
+
+@pytest.mark.slow
+def test_a_graph_whose_writes_are_undone_goes_through_inductor():
+    """It is a copy of Dynamo's, whose inputs must still be known by their sources."""
+
+    class Written(Net):
+        def forward(self, x):
+            y = torch.zeros(40, 24)
+            y[:, :4] = self.first(x)
+            return self.third(y @ self.second.weight @ self.first.weight)
+
+    net, x = Written(), torch.randn(40, 24)
+    compiled = torch.compile(net, backend="ce_fx", options=PLAN)
+    torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-4)

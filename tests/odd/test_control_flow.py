@@ -163,3 +163,24 @@ def test_a_model_that_returns_a_generator(via, x):
     model = Net().double()
     twin, fast = copy.deepcopy(model), via(model)
     same(fast, model, twin, x, call=lambda run, x: list(run(x)))
+
+
+def test_gradients_that_are_switched_off_between_two_products(via, x):
+    """As one, the first product would lose its gradient or the second get one."""
+
+    class Net(Odd):
+        def forward(self, x):
+            y = x @ self.chain.a
+            with torch.no_grad():
+                z = y @ self.chain.b
+            with torch.autocast("cpu", enabled=False):
+                return z @ self.back.a @ self.back.b + y @ self.back.b
+
+    model = Net().double()
+    twin, fast = copy.deepcopy(model), via(model)
+    for _ in range(2):
+        same(fast, model, twin, x)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), twin(x))
+    assert model.chain.b.grad is None
+    assert_captured_whole(fast)
