@@ -180,8 +180,11 @@ def handed_on(
     layers = rewritten_or_untouched(gm, example_inputs, options, guards=True)
     if written is None or all(layer.decision != "rewritten" for layer in layers):
         return layers, run_folded(gm, example_inputs, options)
+    # With symbolic sizes AOTAutograd compiles the backward at once, but keeps its failure for whoever calls it.
+    symbolic = any(isinstance(value, torch.SymInt) for value in example_inputs)
     try:
-        return layers, run_folded(gm, example_inputs, options)
+        with torch._functorch.config.patch(force_non_lazy_backward_lowering=symbolic):
+            return layers, run_folded(gm, example_inputs, options)
     except torch._dynamo.exc.RestartAnalysis:  # how a compiler asks Dynamo to trace once more
         raise
     except Exception as error:

@@ -109,7 +109,7 @@ def copy_of(gm: GraphModule) -> GraphModule:
     output = graph.graph_copy(gm.graph, copies, return_output_node=True)
     for original, twin in copies.items():
         if hasattr(original, "_dynamo_source"):  # AOTAutograd wants it of every input
-            twin._dynamo_source = original._dynamo_source  # type: ignore[attr-defined]
+            twin._dynamo_source = original._dynamo_source
     copy = GraphModule(gm, graph, gm.__class__.__name__)
     copy.meta.update(gm.meta)
     graph._codegen = gm.graph._codegen

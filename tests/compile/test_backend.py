@@ -222,24 +222,26 @@ def test_the_body_of_a_checkpoint_comes_back_where_the_inner_compiler_fails():
 
 
 @pytest.mark.slow
-def test_inductor_compiles_the_written_graph_after_it_has_failed_on_ours(monkeypatch):
+@pytest.mark.parametrize("failing", ["forward", "backward"])
+def test_inductor_compiles_the_written_graph_after_it_has_failed_on_ours(failing, monkeypatch, caplog):
     """Within one compilation of Dynamo's: metrics and tracing state allow a second one."""
     place = importlib.import_module("torch._inductor.graph").GraphLowering
     run, calls = place.run, []
 
     def fails_once(self, *args):
-        calls.append(1)
-        if len(calls) == 1:
+        calls.append(self.is_backward)
+        if calls.count(failing == "backward") == 1 and self.is_backward == (failing == "backward"):
             raise TypeError("cannot determine truth value")
         return run(self, *args)
 
     monkeypatch.setattr(place, "run", fails_once)
     net, x = Net(), torch.randn(40, 24)
-    compiled = torch.compile(net, backend="ce_fx", options=PLAN)
+    compiled = torch.compile(net, backend="ce_fx", options=PLAN, dynamic=failing == "backward")
     loss = compiled(x).square().sum()
     loss.backward()
     torch.testing.assert_close(loss, net(x).square().sum())
-    assert len(calls) > 2
+    assert "fails on a rewritten graph" in caplog.text
+    assert calls == ([False, False, True] if failing == "forward" else [False, True, False, True])
 
 
 @pytest.mark.slow
