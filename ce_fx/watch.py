@@ -7,11 +7,13 @@ and tells its callbacks when a compilation begins and ends. Dynamo takes long to
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,10 @@ from torch.fx import GraphModule
 
 if TYPE_CHECKING:
     from torch._dynamo.callback import CallbackArgs
+
+log = logging.getLogger(__name__)
+
+_PACKAGE = str(Path(__file__).parent)
 
 _RAISED = "Observed exception"
 """The beginning of the reason where the model itself raises."""
@@ -69,13 +75,13 @@ def break_of(gm: GraphModule) -> Break | None:
     found: Any = getattr(gm, "compile_subgraph_reason", None)
     if found is None or not found.graph_break or not found.user_stack:
         return None
-    frames = [frame for frame in found.user_stack if not _is_installed(frame.filename)]
+    frames = [frame for frame in found.user_stack if not _is_library(frame.filename)]
     frame = (frames or found.user_stack)[-1]  # the model's own line, not that of a library which it calls
     return Break(_meaning(found.reason), (frame.line or frame.name).strip(), frame.filename, frame.lineno or 0)
 
 
-def _is_installed(file: str) -> bool:
-    return "site-packages" in file or "dist-packages" in file
+def _is_library(file: str) -> bool:
+    return any(place in file for place in ("site-packages", "dist-packages", _PACKAGE))
 
 
 def recompile_reason() -> str | None:
@@ -110,6 +116,13 @@ def _began(args: CallbackArgs) -> None:
 
 
 def _ended(args: CallbackArgs) -> None:
+    try:
+        _tell(args)
+    except Exception as error:  # what is raised here would end the user's call
+        log.debug("what Dynamo did not capture is not known", exc_info=error)
+
+
+def _tell(args: CallbackArgs) -> None:
     from torch._dynamo.utils import counters
 
     reasons = [

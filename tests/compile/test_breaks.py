@@ -113,6 +113,21 @@ def test_nothing_is_said_where_nothing_broke():
     assert not ce_fx.report(fast).notes
 
 
+def test_a_break_in_a_library_is_named_by_its_innermost_line(monkeypatch):
+    monkeypatch.setattr("ce_fx.watch._is_library", lambda file: True)
+    fast = ce_fx.optimize(Broken(), (torch.randn(48, 32),), tune=False)
+    assert breaks(fast)[0].startswith(f"graph break at {__file__}:")
+
+
+def test_what_cannot_be_told_ends_no_call(monkeypatch):
+    def fails(*args):
+        raise RuntimeError("no news")
+
+    monkeypatch.setattr("ce_fx.watch._missed", fails)
+    model, x = Broken(), torch.randn(48, 32)
+    torch.testing.assert_close(ce_fx.optimize(model, tune=False)(x), model(x))
+
+
 def test_breaks_of_another_model_are_not_this_ones():
     ours, theirs = (ce_fx.optimize(Broken(between=run), tune=False) for run in (lambda: None, print))
     ours(torch.randn(48, 32))
