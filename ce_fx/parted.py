@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
+from ce_fx.capture.blank import blank
 from ce_fx.capture.reading import read
 from ce_fx.compiled import Compiled
 from ce_fx.decide import Context, decide
@@ -90,7 +90,6 @@ def cost_of(found: Sequence[Parted]) -> str:
 
 def _joined(before: Compiled, after: Compiled) -> tuple[GraphModule, list[Any]]:
     """Two graphs as one, and blank inputs for it. Symbolic sizes are numbers, by their hints."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     root, graph = torch.nn.Module(), Graph()
     inputs: list[Any] = []
     weights: dict[int, Node] = {}
@@ -113,7 +112,7 @@ def _joined(before: Compiled, after: Compiled) -> tuple[GraphModule, list[Any]]:
                 copy.target = f"{side}.{node.target}"
             if node.op == "placeholder":
                 copy.target = copy.name  # those of both graphs may have one name
-                inputs.append(_blank(value, mode))
+                inputs.append(blank(value))
             if weight:
                 weights[weight] = copy
         outputs = one.gm.graph.output_node().all_input_nodes
@@ -133,12 +132,3 @@ def _layout(value: Any) -> object:
     if not isinstance(value, Tensor):
         return object()
     return tuple(map(hint, value.shape)), tuple(map(hint, value.stride())), value.dtype, value.device
-
-
-def _blank(value: Any, mode: FakeTensorMode) -> Any:
-    if not isinstance(value, Tensor):
-        return hint(value) if isinstance(value, torch.SymInt) else value
-    shape, strides = [hint(size) for size in value.shape], [hint(stride) for stride in value.stride()]
-    with mode:
-        blank = torch.empty_strided(shape, strides, dtype=value.dtype, device=value.device)
-    return blank.requires_grad_(value.requires_grad)

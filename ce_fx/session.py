@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
 from torch.nn import Parameter
 
+from ce_fx.capture.blank import settle
 from ce_fx.capture.numpy_attrs import Plain, describe
 from ce_fx.capture.undisturbed import own_metrics
 from ce_fx.compiled import Compiled, latest, varied
@@ -56,6 +57,7 @@ class Session(Listener):
         self.limits: list[str] = []
         self.called = False
         self.first_call = RLock()
+        self._settled = 0
         self._parted: dict[tuple[int, int], list[Parted]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -87,6 +89,12 @@ class Session(Listener):
         captured = any(each.ended and str(each.compile_id) == compile_id for each in self.compiled)
         if not captured and missed not in self.skipped:
             self.skipped.append(missed)
+
+    def compilation_ended(self) -> None:
+        """What was compiled is kept to be looked at, and not all that it was compiled with."""
+        for each in self.compiled[self._settled :]:
+            settle(each.gm)
+        self._settled = len(self.compiled)
 
     @property
     def graph_modules(self) -> list[GraphModule]:

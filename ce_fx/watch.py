@@ -59,7 +59,7 @@ class Break:
 
 
 class Listener:
-    """Hears of what is not captured while a local variable of that function up the stack, `session`, holds it."""
+    """Hears of the compilations below a function whose local variable `session` holds it."""
 
     def missed(self, missed: Break, compile_id: str) -> None:
         """A frame broke or was skipped.
@@ -68,6 +68,9 @@ class Listener:
             missed: where and why.
             compile_id: Dynamo's, of the compilation; a graph of the same may have been captured before the break.
         """
+
+    def compilation_ended(self) -> None:
+        """Dynamo is done with the graphs that it handed over."""
 
 
 def break_of(gm: GraphModule) -> Break | None:
@@ -125,19 +128,17 @@ def _ended(args: CallbackArgs) -> None:
 def _tell(args: CallbackArgs) -> None:
     from torch._dynamo.utils import counters
 
-    reasons = [
-        text
-        for text, times in counters["unimplemented"].items()
-        if times > _COUNTED[text] and not text.startswith(_RAISED)
-    ]
-    if not reasons:
-        return
     frames = list(_stack(sys._getframe()))
     sessions = (frame.f_locals.get("session") for frame in frames)
     listener = next((session for session in sessions if isinstance(session, Listener)), None)
-    codes = (frame.f_locals.get("code") for frame in frames if frame.f_code.co_name == "_compile")
-    code = next((code for code in codes if isinstance(code, CodeType)), None)
-    if listener is not None:
+    if listener is None:
+        return
+    listener.compilation_ended()
+    new = (text for text, times in counters["unimplemented"].items() if times > _COUNTED[text])
+    reasons = [text for text in new if not text.startswith(_RAISED)]
+    if reasons:
+        codes = (frame.f_locals.get("code") for frame in frames if frame.f_code.co_name == "_compile")
+        code = next((code for code in codes if isinstance(code, CodeType)), None)
         listener.missed(_missed(reasons[-1], code), args.compile_id)
 
 

@@ -259,3 +259,55 @@ def test_a_loss_scaler_and_foreach_optimisers():
         losses.append(float(loss))
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
     assert losses[0] < 0.99 and rewritten(fast)
+
+
+W, S, V = (24, 16, 1, 1), (24,), (8, 24, 1, 1)
+RULES = {
+    "depthwise": (lambda x, w, v: F.conv2d(F.conv2d(x, w, padding=1, groups=16), v), [(16, 1, 3, 3), (8, 16, 1, 1)]),
+    "scaled": (lambda x, w, s, v: F.conv2d(F.conv2d(x, w) * s.view(1, -1, 1, 1), v), [W, S, V]),
+    "broadcast einsum": (lambda x, w, s, v: F.conv2d(torch.einsum("bchw,c->bchw", F.conv2d(x, w), s), v), [W, S, V]),
+    "kron": (lambda x, a, b: x.movedim(1, -1) @ torch.kron(a, b), [(4, 4), (4, 4)]),
+    "sum": (lambda x, w, v: F.conv2d(x, w).sum((2, 3)) @ v, [W, (24, 8)]),
+    "mean": (lambda x, w, v: F.conv2d(x, w).mean((2, 3)) @ v, [W, (24, 8)]),
+    "average pool": (lambda x, w, v: F.conv2d(F.avg_pool2d(F.conv2d(x, w), 2), v), [W, V]),
+    "resize": (lambda x, w, v: F.conv2d(F.interpolate(F.conv2d(x, w), scale_factor=2, mode="bilinear"), v), [W, V]),
+    "transposed": (lambda x, w, v: F.conv2d(F.conv_transpose2d(x, w, stride=2), v), [(16, 24, 2, 2), V]),
+    "tensordot": (lambda x, a, b: torch.tensordot(x.movedim(1, -1), a, 1) @ b, [(16, 24), (24, 8)]),
+    "addmm": (lambda x, s, a, b: torch.addmm(s, x[:, :, 0, 0], a) @ b, [S, (16, 24), (24, 8)]),
+    "cat": (lambda x, w, v: F.conv2d(torch.cat([F.conv2d(x, w), x], 1), v), [W, (8, 40, 1, 1)]),
+    "bias": (lambda x, w, s, v: F.conv2d(F.conv2d(x, w, s), v), [W, S, V]),
+    "merged": (lambda x, a, b: F.conv2d(x, torch.einsum("tr,rs->ts", a, b)[..., None, None]), [(8, 4), (4, 16)]),
+}
+
+
+class Ruled(nn.Module):
+    def __init__(self, function, shapes):
+        super().__init__()
+        self.function = function
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(shape) / 4) for shape in shapes)
+
+    def forward(self, x):
+        return self.function(x, *self.weights)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_dtype_of_every_rule_is_that_of_what_is_written(name):
+    model = Ruled(*RULES[name])
+    fast, x = ce_fx.optimize(model, tune=False, objective="flops"), torch.randn(4, 16, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = fast(x), model(x)
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got.float(), expected.float(), rtol=0.1, atol=0.1 * float(expected.detach().abs().max()))
+    found, wanted = (torch.autograd.grad(y.float().sum(), list(model.parameters())) for y in (got, expected))
+    assert [g.dtype for g in found] == [g.dtype for g in wanted]
+
+
+def test_a_capture_under_autocast_runs_without_it():
+    model, x = Factorised2d().eval(), torch.randn(2, 16, 12, 12)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            gm = ce_fx.capture(model, (x,))
+            lifted = ce_fx.lift(gm, (x,))
+        for run in (gm, lifted):
+            assert run(x).dtype == torch.float32
+            torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-4)

@@ -262,3 +262,39 @@ def test_an_exported_graph_follows_replaced_parameters():
     model[0].weight = nn.Parameter(torch.randn(4, 8, 1, 1))
     close(gm(x), model(x))
     assert list(gm.state_dict()) == list(model.state_dict())
+
+
+def _value_and_view(m, x):
+    y = m.b(m.a(x))
+    return y, y[:, :4]
+
+
+FRESH = {
+    "chain": lambda m, x: (m.b(m.a(x)),),
+    "behind a copy": lambda m, x: (m.b(m.a(x * 1.0)), x * 1.0),
+    "a sum that cancels": lambda m, x: (x + m.b(m.a(x)) - m.b(m.a(x)),),
+    "a view of a result": _value_and_view,
+    "the kernel too": lambda m, x: (m.b(m.a(x)), torch.einsum("orhw,rihw->oihw", m.b.weight, m.a.weight)),
+}
+
+
+def _shared(tensors):
+    keys = [t.untyped_storage().data_ptr() for t in tensors]
+    return [keys.index(key) for key in keys]
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("name", FRESH)
+def test_results_share_memory_with_nothing_new_and_may_be_written_to(name, fold):
+    model, x = Pair(FRESH[name]).eval(), x_()
+    fast, weights = ce_fx.optimize(model, objective="flops", fold=fold), list(model.parameters())
+    before = [t.clone() for t in (x, *weights)]
+    with torch.no_grad():
+        for _ in range(2):
+            got, expected = fast(x), model(x)
+            for a, b in zip(got, expected, strict=True):
+                close(a, b)
+            assert _shared([*got, x, *weights]) == _shared([*expected, x, *weights])
+            for result in got:
+                result.add_(1)
+            assert all(map(torch.equal, before, (x, *weights)))

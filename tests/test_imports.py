@@ -115,3 +115,28 @@ def test_import_is_light():
     loaded = set(done.stdout.split())
     assert "ce_fx" in loaded
     assert loaded & HEAVY == set()
+
+
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *args: None if name.partition(".")[0] in {missing!r} else find(name, *args)
+import torch
+net, x = torch.nn.Sequential(torch.nn.Linear(12, 12), torch.nn.Linear(12, 2)), torch.randn(48, 12)
+fast = torch.compile(net, backend="ce_fx", options={{"inner": "eager", "objective": "flops", "tune": False}})
+torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-4)
+import ce_fx
+view = ce_fx.optimize(net, (x,), objective="flops", tune=False)
+print(ce_fx.report(view).count("rewritten"))
+"""
+EXTRAS = ("tensorly", "tltorch", "peft", "accelerate", "transformers", "cotengra", "matplotlib", "scipy")
+EXTRAS += ("onnx", "onnxscript", "onnxruntime", "hypothesis", "pytest")
+
+
+def test_it_runs_with_what_it_requires_and_nothing_else():
+    code = [sys.executable, "-W", "ignore", "-c", BARE.format(missing=EXTRAS)]
+    done = subprocess.run(code, cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-1] == "1"

@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from ce_fx.capture.blank import blank
 from ce_fx.capture.reading import Reading, ambient, note_gradients, read, written
 
 _MOST = 20_000
@@ -221,11 +222,12 @@ def _template_of(node: Node, reading: Reading) -> _Template | None:
         names[op] = _Op(n)
         storage = Reading.storage(op.meta["val"])
         place = _Op(n) if storage is None else memory.setdefault(storage, _Op(n))
-        steps.append(_Step(op.target, *map_arg((op.args, op.kwargs), names.__getitem__), op.meta["val"], place))
+        args, kwargs = map_arg((op.args, op.kwargs), names.__getitem__)
+        steps.append(_Step(op.target, args, kwargs, blank(op.meta["val"]), place))
     carrier = reading.values[node]
     if any(isinstance(each, Node) and each not in names for each in pytree.tree_leaves(carrier)):
         return None
-    return _Template(tuple(steps), pytree.tree_map_only(Node, names.__getitem__, carrier), reading.fakes[node])
+    return _Template(tuple(steps), pytree.tree_map_only(Node, names.__getitem__, carrier), blank(reading.fakes[node]))
 
 
 def _carriers(node: Node, reading: Reading) -> list[Any]:

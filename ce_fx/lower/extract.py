@@ -100,6 +100,7 @@ def replace_region(output: Node, new: Node, region: Sequence[Node]) -> None:
     for node in reversed(region):
         if not node.users:
             output.graph.erase_node(node)
+            node.meta.clear()  # a graph remembers the names of its erased nodes, and so these
 
 
 def copy_of(gm: GraphModule) -> GraphModule:

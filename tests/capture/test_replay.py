@@ -1,12 +1,15 @@
 """What is replayed from memory is what a trace reads: ops, arguments, values, gradients, shared memory."""
 
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+import ce_fx
 from ce_fx.capture import replay
 from ce_fx.capture.reading import read
 from ce_fx.capture.replay import replayed
@@ -170,3 +173,12 @@ def test_it_does_not_remember_without_end(monkeypatch):
     for n in range(2, 12):
         assert_same(*graph_of(lambda g, a: g.call_function(torch.mul, (a, 2)), (n, 2)))
     assert len(replay._TEMPLATES) <= 5
+
+
+def test_what_is_remembered_keeps_no_compilation_alive():
+    """Nor does anything else: Parameters may be swapped, for which torch wants no weak reference to them."""
+    model = torch.nn.Sequential(torch.nn.Linear(12, 12, bias=False), torch.nn.Linear(12, 2, bias=False))
+    fast = ce_fx.optimize(model, (torch.randn(48, 12),), objective="flops", tune=False)
+    assert ce_fx.report(fast).count("rewritten") == 1 and replay._TEMPLATES
+    gc.collect()
+    assert not any(weakref.getweakrefs(parameter) for parameter in model.parameters())

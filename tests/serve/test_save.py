@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ce_fx
-from tests.serve.chains import CHAINS, OPTIONS, chain, has_gained, optimised
+from tests.serve.chains import CHAINS, OPTIONS, assert_rewritten, chain, has_gained, optimised, rewritten
 
 
 def through_torch(fast):
@@ -93,3 +93,29 @@ def test_an_exported_program_is_saved_without_the_package(tmp_path):
     back = torch.export.load(tmp_path / "program.pt2")
     assert "ce_fx" not in back.graph_module.code
     torch.testing.assert_close(back.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("door", ["rewrite", "lift"])
+def test_a_graph_of_ours_is_copied(name, door):
+    model, x, _ = chain(name)
+    gm = rewritten(model, x) if door == "rewrite" else ce_fx.lift(model, (x,))
+    twin = copy.deepcopy(gm)
+    if door == "rewrite":
+        assert_rewritten(twin)
+    assert [str(n.target) for n in twin.graph.nodes] == [str(n.target) for n in gm.graph.nodes]
+    with torch.no_grad():
+        torch.testing.assert_close(twin(x), model(x), rtol=1e-4, atol=1e-5)
+        for weight in twin.parameters():
+            weight.zero_()
+        torch.testing.assert_close(gm(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_rewritten_graph_is_pickled():
+    gm = torch.fx.symbolic_trace(lambda x, a, b: x @ a @ b)
+    inputs = torch.randn(64, 12), torch.randn(12, 12), torch.randn(12, 2)
+    new = ce_fx.rewrite(gm, inputs, **OPTIONS)
+    assert new.code != gm.code
+    back = pickle.loads(pickle.dumps(new))
+    assert "ce_fx" not in back.code
+    torch.testing.assert_close(back(*inputs), gm(*inputs), rtol=1e-4, atol=1e-4)
