@@ -182,10 +182,13 @@ def handed_on(
 ) -> tuple[Sequence[LayerReport], Running]:
     """Rewrite a graph and hand it to the inner compiler; where that fails on what was rewritten, as it was written.
 
-    Inductor, for one, does not compile all graphs of symbolic sizes that torch can run.
+    Inductor, for one, does not compile all graphs of symbolic sizes that torch can run. Nor is a graph that a compiler
+    takes a minute for compiled anew where another plan would be a tenth better; and its lowerings fail on symbols with
+    an upper bound.
     """
-    written = None if options.inner == "eager" else copy_of(gm)
-    layers = rewritten_or_untouched(gm, example_inputs, options, guards=True)
+    eager = options.inner == "eager"
+    written = None if eager else copy_of(gm)
+    layers = rewritten_or_untouched(gm, example_inputs, options, guards=eager)
     if written is None or all(layer.decision != "rewritten" for layer in layers):
         return layers, run_folded(gm, example_inputs, options)
     # With symbolic sizes AOTAutograd compiles the backward at once, but keeps its failure for whoever calls it.

@@ -257,6 +257,25 @@ def test_a_plan_that_fits_no_longer_is_made_anew():
     assert plans(fast) != small
 
 
+def test_an_inner_compiler_is_not_asked_again_for_a_plan_that_fits_no_longer():
+    """It takes longer than that would save; and Inductor fails on symbols that have an upper bound."""
+    model, seen = Factorised1d().double(), []
+
+    def inner(gm, inputs):
+        ends = [
+            value.node.shape_env.bound_sympy(value.node.expr).upper
+            for value in inputs
+            if isinstance(value, torch.SymInt)
+        ]
+        seen.extend(ends)
+        return gm.forward
+
+    fast = ce_fx.optimize(model, objective="flops", tune=False, dynamic=True, inner=inner)
+    for length in (10, 12, 400, 14):
+        check(model, fast, (3, 16, length))
+    assert len(ce_fx.graph_modules(fast)) == 1 and seen and min(seen) > 10**6
+
+
 def test_a_range_that_the_user_gives_gets_no_guard():
     """Dynamo refuses any guard within it."""
     model = Factorised1d().double()
