@@ -25,9 +25,9 @@ from torch.fx.experimental.proxy_tensor import (
     track_tensor_tree,
 )
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from ce_fx.capture.idle_dropout import IdleDropout
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def read(gm: GraphModule, example_inputs: Sequence[Any]) -> Reading:
             reader.leave_autocast()
         return ()
 
-    with mode, _ambient_restored(), _IdleDropout():
+    with mode, _ambient_restored(), IdleDropout():
         traced = make_fx(run, pre_dispatch=True, _allow_non_fake_inputs=True)(*attributes.values(), *inputs)
     object.__setattr__(reading, "graph", traced.graph)
     note_gradients(reading)
@@ -184,7 +184,7 @@ class _Reader(Interpreter):
             return self.attributes[str(n.target)]
         if n.target in (torch.ops.aten.dropout, torch.ops.aten.dropout.default):  # these ask no mode
             args, kwargs = self.fetch_args_kwargs_from_env(n)
-            return _IdleDropout().__torch_function__(n.target, (), args, kwargs)
+            return IdleDropout().__torch_function__(n.target, (), args, kwargs)
         if n.op == "call_module":
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             prefix = f"{n.target}."
@@ -217,22 +217,6 @@ class _Reader(Interpreter):
         node: Node = slot.proxy.node
         node.meta.setdefault("val", tensor)
         return node
-
-
-class _IdleDropout(TorchFunctionMode):
-    """A dropout that drops nothing gives its input itself; fake tensors would have it copied.
-
-    What writes to its result in place writes to its input.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (functional.dropout, torch.dropout, torch.ops.aten.dropout, torch.ops.aten.dropout.default):
-            given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
-            idle = given["p"] == 0 or not given.get("training", given.get("train"))
-            if idle and not given.get("inplace"):
-                return given["input"]
-        return func(*args, **kwargs)
 
 
 def _reason(error: Exception) -> str:
