@@ -19,6 +19,7 @@ from ce_fx.inner import run_by
 from ce_fx.lift.region import Region
 from ce_fx.lower.extract import extract
 from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
+from ce_fx.lower.precision import rounded
 from ce_fx.lower.value import LoweringError
 from ce_fx.lower.verify import less_accurate, mismatch
 from ce_fx.options import Options
@@ -158,7 +159,7 @@ def _decide(region: Region, context: Context) -> Decision:
                 stacklevel=2,
             )
             return _keep(text, before, f"verification failed: {difference}", mismatch=True)
-    if dtype.itemsize == 2:
+    if dtype.itemsize == 2 or rounded(problem.leaves[0].device, dtype):
         weights = [n for n, operand in enumerate(problem.operands) if operand.constant]
         worse = less_accurate(problem.written, module, problem.leaves, problem.positive, weights)
         if worse is not None:
@@ -216,8 +217,12 @@ def _less_work(problem: Problem, region: Region) -> tuple[Problem, Choice]:
 
     Nothing is measured, so nothing else may change: a convolution stays one, whatever a matmul is predicted to take.
     """
-    found = as_written(problem, convolves=any(op.target in CONVOLUTIONS for op in region.ops))
+    found = as_written(problem, convolves=_convolves(region))
     return problem, by_prediction(problem, found, margin=1.0) if found else kept_as_written(problem)
+
+
+def _convolves(region: Region) -> bool:
+    return any(op.target in CONVOLUTIONS for op in region.ops)
 
 
 def _has_scalings(region: Region) -> bool:
@@ -293,6 +298,7 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
         model=context.model(leaves[0].device, region.precision or leaves[0].dtype, calibrate),
         precision=region.precision,
         symbolic=fakes if any(map(is_symbolic, fakes)) else (),
+        matmuls=rounded(leaves[0].device, leaves[0].dtype) == {"conv"} and not _convolves(region),
     )
 
 

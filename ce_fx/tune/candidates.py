@@ -70,6 +70,7 @@ class Problem:
         model: predicts seconds.
         precision: the dtype to which autocast casts the operands of products, None without autocast.
         symbolic: fake values of the leaves with their symbolic sizes; none where there are no such sizes.
+        matmuls: what can be a matmul is one: convolutions round their operands on this device, and none is written.
     """
 
     expression: Expression
@@ -86,6 +87,7 @@ class Problem:
     model: TimeModel
     precision: torch.dtype | None = None
     symbolic: tuple[Tensor, ...] = ()
+    matmuls: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -159,6 +161,18 @@ def _in_one_way(plan: Plan, convolves: bool) -> Plan:
     return replace(plan, ways=dict.fromkeys(matmuls, "mm_conv") if convolves else {})
 
 
+def _in_matmuls(plan: Plan) -> Plan:
+    """A plan without the 1x1 convolutions that could be matmuls."""
+    network = plan.network
+    steps = {a | b: step_of(network, a, b) for a, b in splits_of(plan.tree)}
+    pixels = {subset: "matmul" for subset, step in steps.items() if kind_of(step, network) == "pixels"}
+    ways = {subset: _MATMULS.get(way, way) for subset, way in plan.ways.items()}
+    return replace(plan, ways={**ways, **pixels})
+
+
+_MATMULS = {"mm_conv": "mm", "unfold_conv": "unfold", "taps_conv": "taps"}
+
+
 def _affordable(problem: Problem, given: Sequence[Draft]) -> list[Candidate]:
     """Drafts lowered and priced, the best by the objective first; none that needs far more memory than is written."""
     found, error = [], None
@@ -181,6 +195,8 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
             symbolic sizes.
     """
     order = order_of(problem.output)
+    if problem.matmuls:
+        plans = list(map(_in_matmuls, plans))
     module = candidate(program, plans, problem.leaves, problem.derived, order)
     if problem.precision is not None:
         weights = [n for n, operand in enumerate(problem.operands) if operand.constant]
