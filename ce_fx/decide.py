@@ -18,8 +18,8 @@ from ce_fx.algebra.canonical import canonical
 from ce_fx.inner import run_by
 from ce_fx.lift.region import Region
 from ce_fx.lower.extract import extract
-from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
 from ce_fx.lower.precision import rounded
+from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
 from ce_fx.lower.value import LoweringError
 from ce_fx.lower.verify import less_accurate, mismatch
 from ce_fx.options import Options
