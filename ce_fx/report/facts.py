@@ -72,7 +72,11 @@ def _refused(report: Report) -> list[str]:
     for layer in report.layers:
         if layer.decision == "refused":
             reasons.setdefault(layer.reason, []).append(layer.name)
-    return [f"refused: {', '.join(dict.fromkeys(names))} - {reason}" for reason, names in reasons.items()]
+    return [f"refused: {_some(list(dict.fromkeys(names)))} - {reason}" for reason, names in reasons.items()]
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _notes(report: Report) -> list[str]:

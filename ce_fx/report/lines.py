@@ -90,7 +90,8 @@ def lines_of(
         sort: "graph" as the model runs, "gain" and "time" the largest first, "name" by module path.
         depth: layers below this module depth become one row for each module at it; 1 is the model's children.
         min_gain: layers with a smaller gain become one row, the last.
-        full: reasons in full; else up to the first semicolon.
+        full: every layer has a row, with its reason in full; else reasons go up to the first semicolon, and refused
+            layers without multiply-adds are one row, the last: the lines below the table tell why.
 
     Raises:
         ValueError: `sort` is no such word, or `depth` is below 1.
@@ -99,10 +100,16 @@ def lines_of(
         raise ValueError(f"sort must be one of {', '.join(SORTS)}, not {sort!r}")
     if depth is not None and depth < 1:
         raise ValueError(f"depth must be at least 1 (the model's children), not {depth}")
+    idle = [] if full else [layer for layer in layers if _is_idle(layer)]
+    last = _summed(idle, f"({len(idle)} without multiply-adds)") if len(idle) > 1 else []
+    layers = [layer for layer in layers if not last or not _is_idle(layer)]
     lines = _single(layers, full) if depth is None else _folded(layers, depth, full)
-    small = [] if min_gain is None else [line for line in lines if line.gain(objective) < min_gain]
-    rest = sorted((line for line in lines if line not in small), key=_KEYS[sort](objective))
-    return [*rest, *_summed(small, f"({len(small)} rows below {min_gain:g}x)")] if small else rest
+    rest = sorted(lines, key=_KEYS[sort](objective))
+    if min_gain is None:
+        return [*rest, *last]
+    small = [layer for line in lines if line.gain(objective) < min_gain for layer in line.layers]
+    rest = [line for line in rest if line.gain(objective) >= min_gain]
+    return [*rest, *_summed(small, f"({len(small)} layers below {min_gain:g}x)"), *last]
 
 
 _KEYS: dict[str, Callable[[str], Callable[[Line], Any]]] = {
@@ -117,6 +124,11 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
     """A key by which layer2 comes before layer10."""
     parts = [part for part in re.split(r"(\d+)", name) if part]
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def _is_idle(layer: LayerReport) -> bool:
+    """Whether a row holds no multiply-adds, as a refused cast does."""
+    return layer.decision == "refused" and layer.flops_before == 0
 
 
 def _single(layers: Sequence[LayerReport], full: bool) -> list[Line]:
@@ -151,9 +163,8 @@ def _folded(layers: Sequence[LayerReport], depth: int, full: bool) -> list[Line]
     ]
 
 
-def _summed(lines: Sequence[Line], name: str) -> list[Line]:
-    layers = [layer for line in lines for layer in line.layers]
-    return [Line(name, *_counted(layers), tuple(layers))]
+def _summed(layers: Sequence[LayerReport], name: str) -> list[Line]:
+    return [Line(name, *_counted(layers), tuple(layers))] if layers else []
 
 
 def _counted(layers: Sequence[LayerReport]) -> tuple[str, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ce_fx.report.report import Report
 
 WIDTH = 120
-_LEAST = 24  # columns that a decision is given before the table is let grow beyond the width
+_LEAST = 30  # columns that the decision is given, by leaving others out
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def _table(lines: Sequence[Line], width: int) -> str:
     """The table: without some columns where it would be too wide, and with its last one wrapped."""
     cells = {name: [column.cell(line) for line in lines] for name, column in COLUMNS.items()}
     widths = {name: max(map(len, [COLUMNS[name].heading, *column])) for name, column in cells.items()}
+    needed = min(widths["decision"], _LEAST)
     for name in DROPPED:
-        if _width(widths) > width:
+        if _width({**widths, "decision": needed}) > width:
             del cells[name], widths[name]
     room = max(_LEAST, width - _width({**widths, "decision": 0}))
     cells["decision"] = [textwrap.fill(text, room) for text in cells["decision"]]

@@ -33,8 +33,10 @@ def span(before: float | None, after: float | None) -> str:
 
 
 def seconds(time: float | None, mark: str = "") -> str:
-    """A time in ms with three digits and a mark behind it: "4.57 ms p"; None -> "?"."""
-    return UNKNOWN if time is None else f"{time * 1e3:.3g} ms {mark}".rstrip()
+    """A time with three digits and a mark behind it: "4.57 ms p", "1.2 s m"; None -> "?"."""
+    if time is None:
+        return UNKNOWN
+    return (f"{time:.3g} s {mark}" if time >= 1 else f"{time * 1e3:.3g} ms {mark}").rstrip()
 
 
 def ratio(before: float | None, after: float | None) -> str:
