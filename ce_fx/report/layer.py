@@ -65,6 +65,11 @@ class LayerReport:
         """How its times are known: "m" for measured, "p" for predicted."""
         return "m" if self.measured else "p"
 
+    @property
+    def key(self) -> object:
+        """Equal for layers of one plan, with the same numbers."""
+        return self.expression, self.plan, self.flops_before, self.flops_after, self.decision
+
     def forward(self) -> LayerReport:
         """The forward part of a row that counts forward and backward."""
         return replace(

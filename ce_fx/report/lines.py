@@ -132,11 +132,10 @@ def _is_idle(layer: LayerReport) -> bool:
 
 
 def _single(layers: Sequence[LayerReport], full: bool) -> list[Line]:
-    seen: dict[tuple[object, ...], str] = {}
+    seen: dict[object, str] = {}
     lines = []
     for layer in layers:
-        key = (layer.expression, layer.plan, layer.flops_before, layer.flops_after, layer.decision)
-        twin = seen.setdefault(key, layer.name)
+        twin = seen.setdefault(layer.key, layer.name)
         lines.append(Line(layer.name, layer.kind, _decision(layer, twin, full), (layer,)))
     return lines
 

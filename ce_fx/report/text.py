@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ce_fx.report.report import Report
 
 WIDTH = 120
-_LEAST = 30  # columns that the decision is given, by leaving others out
+_LEAST = 24  # columns that the decision is given, by leaving others out
 
 
 @dataclass(frozen=True)
