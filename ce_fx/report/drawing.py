@@ -28,8 +28,8 @@ def network(product: Product, numbered: bool = False) -> str:
     """
     count = len(product.operands)
     ring = 0.0 if count == 1 else max(62.0, 26.0 * count)
-    middle = ring + _RADIUS + _LEG + 26
-    places = [_on_circle((middle, middle), ring, pi + 2 * pi * n / count) for n in range(count)]
+    middle = (0.0, 0.0)
+    places = [_on_circle(middle, ring, pi + 2 * pi * n / count) for n in range(count)]
     joined = _joined_at(product) if numbered else {}
     lines: list[str] = []
     dots: list[str] = []
@@ -45,11 +45,11 @@ def network(product: Product, numbered: bool = False) -> str:
             texts.append(_text(_beside(here[0], here[1], offset=9), text, "letters"))
             continue
         if len(holders) == 1:
-            end = _outward(here[0], (middle, middle), _RADIUS + _LEG, ring, bend=0.5 if slid else 0.0)
+            end = _outward(here[0], middle, _RADIUS + _LEG, ring, bend=0.5 if slid else 0.0)
             lines.append(_line(here[0], end, kind))
             texts.append(_text(_outward(end, here[0], -9, 1), text, "letters"))
             continue
-        hub = _hub(here, (middle, middle), len(dots))
+        hub = _hub(here, middle, len(dots))
         lines += [_line(place, hub, kind) for place in here]
         dots.append(f'<circle class="dot{" open" if is_open else ""}" cx="{hub[0]:.1f}" cy="{hub[1]:.1f}" r="4"/>')
         texts.append(_text((hub[0], hub[1] - 8), f"{text} →" if is_open else text, "letters"))
@@ -58,8 +58,13 @@ def network(product: Product, numbered: bool = False) -> str:
         shape = "weight" if operand.weight else "value"
         title = f"<title>{escape(operand.name)}: {escape(' '.join(operand.letters))}</title>"
         nodes.append(f'<g>{title}<circle class="{shape}" cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS}"/></g>')
-        texts.append(_text((x, y + _RADIUS + 12), _brief(operand.name), "name"))
-    return _svg(2 * middle, 2 * middle, [*lines, *dots, *nodes, *texts], f"tensor network {product.expression}")
+        below = _RADIUS + 13 if y > -1 else -_RADIUS - 6  # on the outer side, where few lines are
+        texts.append(_text((x, y + below), _brief(operand.name), "name"))
+    ends = [_RADIUS + _LEG + 30, _RADIUS + 24]  # what legs and labels take beyond the tensors
+    left, top = (min(place[axis] for place in places) - ends[axis] for axis in (0, 1))
+    right, bottom = (max(place[axis] for place in places) + ends[axis] for axis in (0, 1))
+    box = left, top, right - left, bottom - top
+    return _svg(box, [*lines, *dots, *nodes, *texts], f"tensor network {product.expression}")
 
 
 def tree(product: Product) -> str:
@@ -93,7 +98,7 @@ def tree(product: Product) -> str:
         label = f"{_brief(operand.name)} {''.join(operand.letters)}"
         nodes.append(_text((x[n] - 10, y[n] + 4), label, "name end"))
     width, height = max(x.values()) + 40, 22 + 34 * count
-    return _svg(width, height, [*lines, *nodes], f"order of evaluation of {product.expression}")
+    return _svg((0.0, 0.0, width, height), [*lines, *nodes], f"order of evaluation of {product.expression}")
 
 
 def bar(before: float | None, after: float | None, most: float, label: str) -> str:
@@ -141,7 +146,7 @@ def _leaves(product: Product, node: int) -> Iterable[int]:
 
 
 def _sized(product: Product, letter: str) -> str:
-    return f"{letter}{'/'.join(map(str, product.sizes[letter]))}"
+    return f"{letter}={'/'.join(map(str, product.sizes[letter]))}"
 
 
 def _brief(name: str) -> str:
@@ -196,9 +201,7 @@ def _text(place: Point, text: str, kind: str) -> str:
     return f'<text class="{kind}" x="{place[0]:.1f}" y="{place[1]:.1f}">{escape(text)}</text>'
 
 
-def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
+def _svg(box: tuple[float, float, float, float], parts: Sequence[str], label: str) -> str:
     name = escape(label, quote=True)
-    return (
-        f'<svg class="drawing" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
-        f'role="img" aria-label="{name}">{"".join(parts)}</svg>'
-    )
+    size = f'viewBox="{" ".join(f"{number:.0f}" for number in box)}" width="{box[2]:.0f}" height="{box[3]:.0f}"'
+    return f'<svg class="drawing" {size} role="img" aria-label="{name}">{"".join(parts)}</svg>'

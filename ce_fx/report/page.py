@@ -113,8 +113,9 @@ def _cells(line: Line, most: Sequence[float]) -> list[dict[str, Any]]:
     shown: tuple[Callable[[Any], str], ...] = (number_of, lambda time: seconds(time, line.mark), memory)
     for place, (pair, show) in enumerate(zip(_PAIRS, shown, strict=True)):
         for value, when in zip(pair(line), ("was", "is"), strict=True):
-            share = round(100 * value / most[place], 1) if value and most[place] else None
-            cells.append(_cell(show(value), "" if value is None else repr(value), f"num share {when}", share))
+            share = round(value / most[place], 3) if value and most[place] else None
+            kind = f"num share {when}" if most[place] else "num"  # totals have no bar
+            cells.append(_cell(show(value), "" if value is None else repr(value), kind, share))
         if place < 2:
             before, after = pair(line)
             cells.append(_cell(ratio(before, after), repr(before / after) if before and after else "", "num"))

@@ -67,7 +67,9 @@ def browser(width: int = 1300, height: int = 1000):
     """A browser for as long as this is open."""
     driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True)
     try:
-        port = next(m.group(1) for line in driver.stdout if (m := re.search(r"started successfully on port (\d+)", line)))
+        port = next(
+            m.group(1) for line in driver.stdout if (m := re.search(r"started successfully on port (\d+)", line))
+        )
         flags = ["--headless=new", "--disable-gpu", f"--window-size={width},{height}"]
         flags += ["--no-sandbox"] if os.getuid() == 0 else []
         wanted = {
