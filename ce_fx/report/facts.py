@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from ce_fx.report.lines import total
@@ -39,14 +40,16 @@ def _coverage(report: Report) -> list[str]:
     flexible = [layer for layer in report.layers if layer.can_change]
     if not flexible:
         return ["coverage: no row can change, each has one order of evaluation"]
+    rows = f"the {len(flexible)} rows" if len(flexible) > 1 else "the one row"
     flops = percent(total(layer.flops_before for layer in flexible), report.flops_before)
     inside, elsewhere = report.time_before, report.time_elsewhere
     if inside is None or elsewhere is None or report.best_speedup is None:
-        return [f"coverage: {flops} of FLOPs are in the {len(flexible)} rows that can change"]
+        return [f"coverage: {flops} of FLOPs are in {rows} that can change"]
     time = percent(total(layer.time_before for layer in flexible), inside + elsewhere)
+    best = f"{report.best_speedup:.1f}x" if isfinite(report.best_speedup) else "unlimited, nothing else takes time"
     return [
-        f"coverage: {flops} of FLOPs and {time} of time are in the {len(flexible)} rows that can change; "
-        f"best possible speed-up from them: {report.best_speedup:.1f}x"
+        f"coverage: {flops} of FLOPs and {time} of time are in {rows} that can change; "
+        f"best possible speed-up from them: {best}"
     ]
 
 
