@@ -56,7 +56,7 @@ def _coverage(report: Report) -> list[str]:
 def _uncounted(report: Report) -> list[str]:
     """The rows with a question mark."""
     names = ", ".join(layer.name for layer in report.uncounted)
-    return [f"?: FLOPs could not be counted and are in no total: {names}"] if names else []
+    return [f"?: not counted, and in no total: {names}"] if names else []
 
 
 def _no_layers(report: Report) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ce_fx.report.layer import DECISIONS, LayerReport
+from ce_fx.report.units import UNKNOWN, number_of
 
 SORTS = ("graph", "gain", "time", "name")
 
@@ -32,6 +33,13 @@ class Line:
     def flops(self) -> tuple[int | None, int | None]:
         """FLOPs before and after; None where none of the layers could be counted."""
         return self._sums("flops_before", "flops_after")
+
+    @property
+    def work(self) -> tuple[str, str]:
+        """FLOPs before and after as they print: "1.2 G + ?" where some of the layers could not be counted."""
+        unknown = any(layer.flops_before is None for layer in self.layers)
+        before, after = (UNKNOWN if unknown and not n else f"{number_of(n)}{' + ?' * unknown}" for n in self.flops)
+        return before, after
 
     @property
     def seconds(self) -> tuple[float | None, float | None]:

@@ -111,12 +111,12 @@ _PAIRS: tuple[Callable[[Line], tuple[Any, Any]], ...] = (
 def _cells(line: Line, most: Sequence[float]) -> list[dict[str, Any]]:
     """The cells of a row: what they show, what they are sorted by, and their share of the largest row."""
     cells = [_cell(line.name, line.name), _cell(line.kind, line.kind)]
-    shown: tuple[Callable[[Any], str], ...] = (number_of, lambda time: seconds(time, line.mark), memory)
-    for place, (pair, show) in enumerate(zip(_PAIRS, shown, strict=True)):
-        for value, when in zip(pair(line), ("was", "is"), strict=True):
+    texts = line.work, [seconds(time, line.mark) for time in line.seconds], [memory(peak) for peak in line.peaks]
+    for place, (pair, shown) in enumerate(zip(_PAIRS, texts, strict=True)):
+        for value, text, when in zip(pair(line), shown, ("was", "is"), strict=True):
             share = round(value / most[place], 3) if value and most[place] else None
             kind = f"num share {when}" if most[place] else "num"  # totals have no bar
-            cells.append(_cell(show(value), "" if value is None else repr(value), kind, share))
+            cells.append(_cell(text, "" if value is None else repr(value), kind, share))
         if place < 2:
             before, after = pair(line)
             cells.append(_cell(ratio(before, after), repr(before / after) if before and after else "", "num"))
@@ -130,17 +130,12 @@ def _cell(text: str, value: str, kind: str = "", share: float | None = None) -> 
 def _cards(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
     """FLOPs, time and the largest intermediate before and after, with bars."""
     whole = Line("", "", "", tuple(layers))
+    names = "FLOPs", "time", "largest intermediate"
+    texts = whole.work, [seconds(time, whole.mark) for time in whole.seconds], [memory(peak) for peak in whole.peaks]
     cards = []
-    shown: tuple[tuple[str, Callable[[Any], str]], ...] = (
-        ("FLOPs", number_of),
-        ("time", lambda time: seconds(time, whole.mark)),
-        ("largest intermediate", memory),
-    )
-    for pair, (name, show) in zip(_PAIRS, shown, strict=True):
-        before, after = pair(whole)
-        text = f"{show(before)} → {show(after)}"
-        gain = ratio(before, after)
-        cards.append(_card(name, text, "" if gain == "-" else gain, (before, after)))
+    for name, (was, now), pair in zip(names, texts, _PAIRS, strict=True):
+        gain = ratio(*pair(whole))
+        cards.append(_card(name, f"{was} → {now}", "" if gain == "-" else gain, pair(whole)))
     return cards
 
 

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from ce_fx.report.facts import facts_of, head_of
 from ce_fx.report.lines import Line, decisions, lines_of
 from ce_fx.report.plans import plans_of
-from ce_fx.report.units import number_of, ratio, seconds, span
+from ce_fx.report.units import ratio, seconds, span
 
 if TYPE_CHECKING:
     from ce_fx.report.report import Report
@@ -34,8 +34,8 @@ class Column:
 COLUMNS = {
     "layer": Column("layer", "left", lambda line: line.name),
     "kind": Column("kind", "left", lambda line: line.kind),
-    "flops": Column("FLOPs ->", "right", lambda line: number_of(line.flops[0])),
-    "flops now": Column("now", "right", lambda line: number_of(line.flops[1])),
+    "flops": Column("FLOPs ->", "right", lambda line: line.work[0]),
+    "flops now": Column("now", "right", lambda line: line.work[1]),
     "flops gain": Column("gain", "right", lambda line: ratio(*line.flops)),
     "time": Column("time ->", "right", lambda line: seconds(line.seconds[0], line.mark)),
     "time now": Column("now", "right", lambda line: seconds(line.seconds[1], line.mark)),
