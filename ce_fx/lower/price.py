@@ -193,6 +193,19 @@ def _bilinear(node: Node) -> tuple[Op, ...]:
     return (Op("mm", rows * columns * a * b, a, b, rows, elements), Op("mul", rows * columns * b, 1, 1, rows, elements))
 
 
+@_prices(aten.scaled_dot_product_attention.default)
+def _attention(node: Node) -> tuple[Op, ...]:
+    """Queries by keys, and what their softmax weighs: [b, q, e] @ [b, e, k], then [b, q, k] @ [b, k, v].
+
+    Taken to be fused: the scores, [b, q, k], stay in the cache. A causal mask is not taken off, as torch's own count
+    does not.
+    """
+    (*batch, q, e), (*_, k, _), (*_, v) = (_shape(arg) for arg in node.args[:3])
+    scores = prod(batch) * q * k
+    first = Op("bmm", scores * e, e, k, q, _elements(*node.args[:2]))
+    return (first, Op("bmm", scores * v, k, v, q, _elements(node.args[2], node)))
+
+
 @_prices(aten.tensordot.default)
 def _tensordot(node: Node) -> tuple[Op, ...]:
     x, y = node.args[:2]
