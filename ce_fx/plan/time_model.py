@@ -143,15 +143,15 @@ class TimeModel:
         """Predicted seconds of an op and its backward, both operands getting a gradient."""
         return self.both_rates[op.family].seconds(op, self.itemsize, self.real_macs)
 
-    def seconds(self, ops: Iterable[Op], grads: int = 0) -> float:
-        """Predicted seconds of a step's ops; `grads` (0, 1 or 2) operands get a gradient.
+    def seconds(self, ops: Iterable[Op], grads: int = 0, runs: int = 1) -> float:
+        """Predicted seconds of a step's ops; `grads` (0, 1 or 2) operands get a gradient, `runs` are forward.
 
         One gradient is taken as half of what the backward adds.
         """
         total = 0.0
         for op in ops:
             forward = self.forward(op)
-            total += forward + (max(0.0, self.forward_backward(op) - forward) * grads / 2 if grads else 0.0)
+            total += runs * forward + (max(0.0, self.forward_backward(op) - forward) * grads / 2 if grads else 0.0)
         return total
 
     @property
