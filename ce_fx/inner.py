@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from ce_fx.lower.recompute import may_stop
 from ce_fx.options import OptionError, Options
 
 
@@ -73,7 +74,8 @@ def run_by(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> 
 def checkpointed(body: GraphModule, *args: Any, **kwargs: Any) -> Any:
     """An activation checkpoint as `torch.utils.checkpoint` runs it outside a graph."""
     context_fn = body.meta.get("_checkpoint_context_fn", noop_context_fn)
-    return checkpoint(body, *args, **{**kwargs, "use_reentrant": False, "context_fn": context_fn})
+    own = {"use_reentrant": False, "context_fn": context_fn, "early_stop": may_stop(body)}
+    return checkpoint(body, *args, **{**kwargs, **own})
 
 
 def recompute_as_eager(gm: GraphModule, prefix: str = "") -> None:

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
+from ce_fx.capture.modules import open_modules
 from ce_fx.capture.reading import Reading, ambient, read
 from ce_fx.decide import Context, Decision, decide, holds_product, unchanged
 from ce_fx.inner import recompute_as_eager
@@ -55,9 +56,11 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> G
     """
     chosen = Options.of(options)
     fresh = copy_of(gm)
-    rewrite_graph(fresh, example_inputs, chosen)
+    opened = open_modules(fresh)
+    layers = rewrite_graph(fresh, example_inputs, chosen).layers
     recompute_as_eager(fresh, PREFIX)
-    return fresh
+    same = all(layer.decision != "rewritten" for layer in layers) and not hasattr(fresh, f"{PREFIX}0")
+    return copy_of(gm) if opened and same else fresh
 
 
 def rewrite_graph(

@@ -40,7 +40,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """Every test starts from one seed and an empty Dynamo."""
+    """Every test starts from one seed and an empty Dynamo, and leaves no autocast open: its cache would go stale."""
     torch.manual_seed(0)
     yield
     torch._dynamo.reset()
+    depth = torch.autocast_increment_nesting() - 1
+    while torch.autocast_decrement_nesting():  # what one test leaves is not the next one's
+        pass
+    torch.clear_autocast_cache()
+    assert depth == 0

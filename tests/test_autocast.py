@@ -325,3 +325,26 @@ def test_two_regions_side_by_side_are_both_rewritten():
     fast = ce_fx.optimize(model, tune=False, objective="flops")
     check(model, fast, torch.randn(2, 16, 12, 12), lambda: torch.autocast("cpu", torch.bfloat16))
     assert len(rewritten(fast)) == 2
+
+
+def test_autocast_inside_a_checkpoint_is_left_when_it_has_been_recomputed():
+    """A recomputation that stops early raises; autocast's cache of casted weights would then never be emptied."""
+
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Factorised2d()
+
+        def forward(self, x):
+            def body(x):
+                with torch.autocast("cpu", torch.bfloat16):
+                    return self.net(x)
+
+            return torch.utils.checkpoint.checkpoint(body, x, use_reentrant=False)
+
+    model = Inside()
+    fast = ce_fx.optimize(model, tune=False, objective="flops")
+    fast(torch.randn(2, 16, 9, 9)).float().sum().backward()
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    assert depth == 1

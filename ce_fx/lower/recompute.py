@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import _enter_autocast
 from torch.fx import Graph, GraphModule, Node
 from torch.utils.checkpoint import checkpoint
 
@@ -72,8 +73,13 @@ def take_bodies(gm: GraphModule, other: GraphModule) -> None:
 
 def recomputed(module: GraphModule, *leaves: Tensor) -> Tensor:
     """What a module gives, with nothing kept for the backward but its leaves."""
-    result: Tensor = checkpoint(module.forward, *leaves, **OPTIONS)
+    result: Tensor = checkpoint(module.forward, *leaves, **OPTIONS, early_stop=may_stop(module))
     return result
+
+
+def may_stop(body: GraphModule) -> bool:
+    """Whether a recomputation may end as soon as it has all that was saved: by raising, so that autocast stays open."""
+    return not body.graph.find_nodes(op="call_function", target=_enter_autocast)
 
 
 def is_alone(nodes: Sequence[Node], result: Node) -> bool:

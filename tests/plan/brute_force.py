@@ -54,7 +54,7 @@ def operands_of(tree):
 
 
 def price(problem, tree, differentiable=frozenset()):
-    """Multiply-adds, those of training and with recomputation, largest intermediate, saved activations, and sizes by operand set."""
+    """Multiply-adds (in training, recomputed), largest intermediate, saved activations, and sizes by operand set."""
     everything = frozenset(operands_of(tree))
     lengths = _lengths(problem, tree)
     result = {"flops": 0, "train": 0, "checkpoint": 0, "largest": 0, "saved": 0, "sizes": {}}
