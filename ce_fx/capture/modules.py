@@ -18,8 +18,8 @@ OPENED = (
     *(nn.Linear, nn.Bilinear, nn.Identity, nn.Flatten, nn.Unflatten),
     *(nn.Upsample, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
 )
-"""Exact types: what derives from one may compute something else. A transposed convolution asks for sizes on its way, and
-cannot be traced."""
+"""Exact types: what derives from one may compute something else. A transposed convolution asks for sizes on its way,
+and cannot be traced."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
