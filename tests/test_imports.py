@@ -140,3 +140,67 @@ def test_it_runs_with_what_it_requires_and_nothing_else():
     done = subprocess.run(code, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-1] == "1"
+
+
+LATER = {"networkx", "sympy", "mpmath", "opt_einsum", "tabulate", "tqdm", "platformdirs", "cotengra", "matplotlib"}
+LATER |= {"torch._dynamo", "torch._inductor", "torch._functorch", "torch.fx.experimental.symbolic_shapes"}
+LATER |= {"torch.distributed.fsdp", "tensorly", "tltorch", "peft", "scipy", "pandas"}
+
+ADDED = """
+import sys, torch
+before = set(sys.modules)
+import ce_fx, ce_fx.compile_backend
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def fresh(code):
+    """What a fresh process prints."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_import_adds_none_of_the_slow_modules_to_torch():
+    """`import ce_fx` takes 0.1 s at most beside `import torch`: what is imported is checked, since times vary."""
+    added = set(fresh(ADDED).split())
+    assert {"ce_fx", "ce_fx.compile_backend"} <= added
+    assert [name for name in added if any(name == slow or name.startswith(f"{slow}.") for slow in LATER)] == []
+    assert len([name for name in added if name.startswith("ce_fx")]) < 20
+
+
+def test_import_of_the_package_alone_needs_no_torch():
+    assert fresh("import sys, ce_fx; print('torch' in sys.modules, ce_fx.__version__)").split()[0] == "False"
+
+
+def test_the_table_of_homes_is_the_list_of_public_names():
+    import ce_fx
+
+    assert list(ce_fx._HOMES) == ce_fx.__all__ == sorted(ce_fx.__all__)
+    assert set(ce_fx.__all__) <= set(dir(ce_fx))
+    for name, home in ce_fx._HOMES.items():
+        assert getattr(ce_fx, name) is getattr(sys.modules[home], name)
+
+
+HIDING = """
+import ce_fx.audit, ce_fx.capture, ce_fx.lift.rules, ce_fx.report.names, ce_fx.rewrite
+import ce_fx.optimize, ce_fx.conv_einsum, importlib
+print(all(callable(getattr(ce_fx, name)) for name in ce_fx.__all__))
+import ce_fx
+importlib.reload(ce_fx)
+from ce_fx import *
+print(callable(audit), callable(report), ce_fx.audit is audit)
+"""
+
+
+def test_importing_a_module_does_not_hide_the_function_of_its_name():
+    assert set(fresh(HIDING).split()) == {"True"}
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import ce_fx
+
+    with pytest.raises(AttributeError, match="no attribute 'optimise'"):
+        ce_fx.optimise  # noqa: B018
+    with pytest.raises(ImportError):
+        from ce_fx import optimise  # noqa: F401
