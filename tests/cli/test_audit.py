@@ -1,0 +1,128 @@
+"""`ce-fx audit` on what it should accept."""
+
+import json
+
+import pytest
+import torch
+
+import ce_fx
+from ce_fx import cli
+from ce_fx.cli import inputs, models
+
+X = ["--input", "2x3x16x16"]
+
+
+def printed(capsys, *arguments):
+    assert cli.main(["audit", *arguments, "--objective", "flops"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["nets_here:Net", "nets_here.py:Net", "./nets_here.py:Net", "nets_here:MODEL"])
+def test_a_model_by_name_or_file(folder, capsys, model):
+    out = printed(capsys, model, *X)
+    assert out.startswith("ce_fx audit: Net, forward, eval, no grad, float32, cpu") and "mix" in out
+
+
+def test_an_absolute_path(folder, capsys):
+    assert "stem" in printed(capsys, f"{folder / 'nets_here.py'}:Net", *X)
+
+
+def test_the_factory_may_bring_inputs(folder, capsys):
+    assert "2x3x16x16" in printed(capsys, "nets_here:with_inputs")
+    assert "4x3x16x16" in printed(capsys, "nets_here:with_inputs", "--input", "4x3x16x16")
+
+
+def test_arguments_of_the_factory(folder, capsys):
+    narrow, wide = (printed(capsys, "nets_here:Net", *X, "--kwargs", f'{{"width": {n}}}') for n in (8, 16))
+    assert narrow != wide
+
+
+def test_scalars_keywords_and_integers(folder, capsys):
+    assert "stem" in printed(capsys, "nets_here:Net", *X, "--input", "float:0.5", "--input", "mask=scalar")
+    assert "stem" in printed(capsys, "nets_here:Net", *X, "--input", "scale=int:2", "--input", "mask=none")
+    assert "head" in printed(capsys, "nets_here:Tokens", "--input", "2x5:int64:50")
+
+
+def test_training_counts_more(folder, capsys):
+    assert "forward + backward" in printed(capsys, "nets_here:Net", *X, "--train")
+
+
+def test_an_exported_program_has_its_inputs_with_it(folder, capsys):
+    model = models.load("nets_here:Net").model
+    program = torch.export.export(model.eval(), (torch.randn(2, 3, 16, 16),))
+    torch.export.save(program, "net.pt2")
+    out = printed(capsys, "net.pt2")
+    assert "stem" in out and "2x3x16x16" in out and "eval" in out
+    assert "forward + backward" in printed(capsys, "net.pt2", "--train")
+
+
+def test_a_file_gets_the_format_of_its_name(folder, capsys):
+    assert printed(capsys, "nets_here:Net", *X, "--output", "out.json") == ""
+    assert json.loads((folder / "out.json").read_text())["layers"][0]["name"] == "stem"
+    printed(capsys, "nets_here:Net", *X, "--output", "out.txt")
+    assert (folder / "out.txt").read_text().startswith("ce_fx audit: Net")
+    assert json.loads(printed(capsys, "nets_here:Net", *X, "--format", "json"))["flops_before"] > 0
+
+
+@pytest.mark.parametrize("kind", sorted(cli.audit.FORMATS))
+def test_every_format_is_one_of_the_report(kind):
+    assert callable(getattr(ce_fx.Report, cli.audit.FORMATS[kind]))
+
+
+def test_options_reach_optimize(folder, capsys, monkeypatch):
+    asked = {}
+    audit = ce_fx.audit
+
+    def spy(model, args, kwargs=None, train=None, **options):
+        asked.update(options)
+        return audit(model, args, kwargs, train, **options)
+
+    monkeypatch.setattr(ce_fx, "audit", spy)
+    printed(capsys, "nets_here:Net", *X, "--no-tune", "--fold", "--quiet", "--memory-limit", "1.5M", "--no-dynamic")
+    assert asked == {
+        "objective": "flops",
+        "tune": False,
+        "fold": True,
+        "verbose": False,
+        "memory_limit": 3 << 19,
+        "dynamic": False,
+    }
+
+
+def test_threads_are_set(folder, capsys):
+    assert "cpu 1 threads" in printed(capsys, "nets_here:Net", *X, "--threads", "1")
+
+
+@pytest.mark.parametrize(
+    ("word", "shape", "dtype"),
+    [
+        ("8x3", (8, 3), torch.float32),
+        ("8,3", (8, 3), torch.float32),
+        ("(8,3)", (8, 3), torch.float32),
+        ("7", (7,), torch.float32),
+        ("scalar:half", (), torch.float16),
+        ("2x2:bf16", (2, 2), torch.bfloat16),
+        ("2x2:torch.long", (2, 2), torch.int64),
+        ("2x2:uint8:9", (2, 2), torch.uint8),
+        ("2x2:bool", (2, 2), torch.bool),
+        ("2x2:complex64", (2, 2), torch.complex64),
+        ("2x2:float8_e4m3fn", (2, 2), torch.float8_e4m3fn),
+    ],
+)
+def test_words_for_tensors(word, shape, dtype):
+    value = inputs.value_of(word, torch.device("cpu"))
+    assert value.shape == shape and value.dtype == dtype
+
+
+def test_integers_are_indices_that_tables_have():
+    assert inputs.value_of("4x4:int64", torch.device("cpu")).unique().tolist() == [1]
+    values = inputs.value_of("100:int32:3", torch.device("cpu"))
+    assert set(values.tolist()) == {0, 1, 2}
+    assert inputs.value_of("3:bool", torch.device("cpu")).all()
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("int:3", 3), ("float:0.5", 0.5), ("bool:true", True), ("str:a:b", "a:b"), ("none", None)]
+)
+def test_words_for_python_values(word, value):
+    assert inputs.value_of(word, torch.device("cpu")) == value
