@@ -10,7 +10,7 @@ from torch._guards import CompileContext, CompileId
 from torch.fx import GraphModule
 
 from ce_fx.fold import Running
-from ce_fx.report import LayerReport
+from ce_fx.report import GraphReport
 from ce_fx.watch import Break
 
 
@@ -20,7 +20,7 @@ class Compiled:
 
     Attributes:
         gm: the graph that runs.
-        layers: what was decided in it.
+        found: what was decided in it, and what else runs there.
         compiling: Dynamo's compilation of a Python frame that it was made in. Another flag or size compiles the frame
             anew; under DDP one compilation makes a graph for each of its buckets.
         running: what runs it, with what it keeps.
@@ -31,7 +31,7 @@ class Compiled:
     """
 
     gm: GraphModule
-    layers: tuple[LayerReport, ...]
+    found: GraphReport
     compiling: CompileContext | None
     running: Running
     parameters: tuple[int | None, ...] = ()

@@ -24,7 +24,7 @@ from ce_fx.lower.verify import less_accurate, mismatch
 from ce_fx.options import Options
 from ce_fx.plan.network import Operand
 from ce_fx.plan.path_info import step_lines
-from ce_fx.plan.plan import PlanError
+from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.tune.candidates import Problem, as_written, candidates
 from ce_fx.tune.choice import Choice, by_prediction, can_be_timed, choose, kept_as_written
@@ -48,6 +48,7 @@ class Decision:
         expression: the region's string.
         before, after: costs as written, and as it will run; seconds are measured where `measured` says so.
         plan: the pairwise steps as strings.
+        plans: the plan of each product.
         candidate: what replaces the region, or None.
         mismatch: verification found another result.
         measured: the seconds were measured.
@@ -60,6 +61,7 @@ class Decision:
     before: Cost
     after: Cost
     plan: tuple[str, ...] = ()
+    plans: tuple[Plan, ...] = ()
     candidate: GraphModule | None = None
     mismatch: bool = False
     measured: bool = False
@@ -127,7 +129,7 @@ def unchanged(decision: Decision, reason: str) -> Decision:
     if decision.candidate is None:
         return decision
     as_written = decision.alternatives and replace(decision.alternatives, taken=0)
-    kept = replace(decision, decision="kept", reason=reason, after=decision.before, plan=(), candidate=None)
+    kept = replace(decision, decision="kept", reason=reason, after=decision.before, plan=(), plans=(), candidate=None)
     return replace(kept, alternatives=as_written)
 
 
@@ -137,7 +139,7 @@ def _decide(region: Region, context: Context) -> Decision:
     if region.precision not in (None, dtype):
         reason = f"computes in {_short(dtype)} under autocast to {_short(region.precision)}"
         return _keep(text, _as_written(region, context), reason)
-    alone = _nothing_to_reorder(region)
+    alone = nothing_to_reorder(region)
     if alone and not (context.fold and _has_scalings(region)):
         return _keep(text, _as_written(region, context), alone)
     problem = problem_of(region, context)
@@ -145,7 +147,7 @@ def _decide(region: Region, context: Context) -> Decision:
         problem, choice = _less_work(problem, region) if alone else _chosen(problem, region, context)
     except (PlanError, LoweringError) as error:
         return _keep(text, problem.cost, str(error), "refused")
-    before = _timed(problem.cost, choice.written)
+    before = problem.cost.timed(choice.written)
     alternatives = _alternatives(problem, region, choice) if problem.symbolic else None
     if choice.candidate is None:
         return _keep(text, before, choice.reason, measured=choice.measured, alternatives=alternatives)
@@ -169,8 +171,9 @@ def _decide(region: Region, context: Context) -> Decision:
         choice.reason,
         text,
         before,
-        _timed(choice.candidate.cost, choice.seconds),
+        choice.candidate.cost.timed(choice.seconds),
         steps,
+        choice.candidate.plans,
         module,
         measured=choice.measured,
         alternatives=alternatives,
@@ -227,7 +230,7 @@ def _has_scalings(region: Region) -> bool:
     return scaled or sum(len(term.factors) < 2 for term in terms) > 1
 
 
-def _nothing_to_reorder(region: Region) -> str | None:
+def nothing_to_reorder(region: Region) -> str | None:
     """Why no order can differ by more than scalings; None where one can.
 
     Every product has one kernel at most beside what it is applied to and scalings of the result's axes, and no two
@@ -310,10 +313,6 @@ def _as_written(region: Region, context: Context, calibrate: bool = False) -> Co
 
 def _keep(text: str, cost: Cost, reason: str, decision: str = "kept", **more: Any) -> Decision:
     return Decision(decision, reason, text, cost, cost, **more)
-
-
-def _timed(cost: Cost, seconds: float) -> Cost:
-    return Cost(cost.flops, cost.peak, seconds)
 
 
 def _length(region: Region) -> int:

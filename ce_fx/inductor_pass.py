@@ -15,7 +15,8 @@ from torch.fx import Graph, Node
 
 import ce_fx
 from ce_fx.options import OptionError, Options
-from ce_fx.report import LayerReport, Report
+from ce_fx.report import GraphReport, Report
+from ce_fx.report.graph import together
 from ce_fx.session import rewritten_or_untouched, warn_of_what_is_missing
 from ce_fx.tune.calibrate import time_model
 
@@ -49,7 +50,7 @@ class InductorPass(CustomGraphPass):
                 raise OptionError(f"{name} is no option of InductorPass: {instead}")
         self.options = Options.of({**options, "inner": "inductor"})
         warn_of_what_is_missing(self.options, stacklevel=2)
-        self.layers: list[LayerReport] = []
+        self.found: list[GraphReport] = []
         self._uuid: str | None = None
 
     def __call__(self, graph: Graph) -> None:
@@ -62,7 +63,7 @@ class InductorPass(CustomGraphPass):
         inputs = [_value(node) for node in graph.find_nodes(op="placeholder")]
         if gm is None or any(value is None for value in inputs):
             return
-        self.layers += rewritten_or_untouched(gm, inputs, self.options, bodies=False)
+        self.found.append(rewritten_or_untouched(gm, inputs, self.options, bodies=False))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InductorPass:
         """Itself: AOTInductor copies its options, and what is done belongs into the report of the pass it was given."""
@@ -70,7 +71,8 @@ class InductorPass(CustomGraphPass):
 
     def report(self) -> Report:
         """What was done to the graphs that the pass has seen in this process; a cached graph is not seen again."""
-        return Report(tuple(self.layers), "InductorPass", self.options.objective, ())
+        whole = together(self.found)
+        return Report(whole.layers, "InductorPass", self.options.objective, (), whole.elsewhere, whole.bytes)
 
     def uuid(self) -> str:
         """What the result depends on besides the graph: versions, options, threads, and the device's calibration.

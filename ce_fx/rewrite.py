@@ -17,13 +17,12 @@ from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_sli
 from ce_fx.capture.reading import Reading, ambient, read
 from ce_fx.decide import Context, Decision, decide, holds_product, unchanged
 from ce_fx.lift.region import Region, Regions, whole_parts
-from ce_fx.lift.regions import begins_behind, find_regions
+from ce_fx.lift.regions import find_regions
 from ce_fx.lower.extract import copy_of, inline
-from ce_fx.lower.price import ops_of_nodes
 from ce_fx.options import Options
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.report.layer import LayerReport
-from ce_fx.report.names import kind_of_layer, layer_name
+from ce_fx.report.graph import GraphReport
+from ce_fx.rows import graph_report
 from ce_fx.sizes import known
 from ce_fx.tune.calibrate import time_model
 from ce_fx.tune.cost import rest_of_graph
@@ -60,7 +59,7 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> G
 
 def rewrite_graph(
     gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: bool = False
-) -> list[LayerReport]:
+) -> GraphReport:
     """Rewrite a graph in place; where nothing is gained, or something goes wrong, it stays untouched.
 
     Args:
@@ -72,7 +71,7 @@ def rewrite_graph(
             captured anew beyond.
 
     Returns:
-        What was decided for each multilinear stretch, in graph order.
+        What was decided for each multilinear stretch, in graph order, and what else runs.
     """
     work, reading = _read(gm, example_inputs)
     constant = weight_only(work, example_inputs, reading)
@@ -93,13 +92,13 @@ def rewrite_graph(
         except Exception as error:  # a plan may then be kept for sizes where another is better, and nothing else
             log.warning("a plan holds for all sizes: %s: %s", type(error).__name__, error)
     inner = _bodies(gm, work, example_inputs, reading, options) if bodies else []
-    reports = _reports(work, decisions, found, reading, inner)
+    result = graph_report(found, decisions, reading, context, inner)
     if any(decision.candidate for _, decision in decisions):
         _replace(work, decisions)
         if work is not gm:
             in_place_again(work.graph)
             gm.graph = work.graph
-    return reports
+    return result
 
 
 def _read(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule, Reading]:
@@ -212,7 +211,7 @@ def _symbols(example_inputs: Sequence[Any]) -> dict[Any, torch.SymInt]:
 
 def _bodies(
     gm: GraphModule, work: GraphModule, example_inputs: Sequence[Any], reading: Reading, options: Options
-) -> list[tuple[Node, list[LayerReport]]]:
+) -> list[tuple[Node, GraphReport]]:
     """Rewrite the bodies of activation checkpoints, which are graphs of their own: no region reaches across.
 
     Nothing in them is folded: they get what is computed outside as inputs only. A body that is called twice, maybe
@@ -240,54 +239,9 @@ def _bodies(
             continue
         inputs = [given.get(arg, reading.fakes.get(arg)) if isinstance(arg, Node) else arg for arg in args]
         new = copy_of(old)
-        rows = rewrite_graph(new, inputs, replace(options, fold=False))
+        found.append((node, rewrite_graph(new, inputs, replace(options, fold=False))))
         gm.set_submodule(name, new)
-        found.append((node, rows))
     return found
-
-
-def _reports(
-    gm: GraphModule,
-    decisions: Sequence[tuple[Region, Decision]],
-    found: Regions,
-    reading: Reading,
-    bodies: Sequence[tuple[Node, list[LayerReport]]],
-) -> list[LayerReport]:
-    order = {node: n for n, node in enumerate(gm.graph.nodes)}
-    rows = [(order[region.output], _row(region, decision, reading)) for region, decision in decisions]
-    rows += [(order[node], _refused(node, refusal.reason)) for node, refusal in found.refusals.items()]
-    rows += [(order[node], row) for node, inner in bodies for row in inner]
-    return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
-
-
-def _row(region: Region, decision: Decision, reading: Reading) -> LayerReport:
-    """A region goes by what multiplies in it: by its convolution and not by the batch norm behind.
-
-    Where it is kept, the report also says what kept it from joining the region before.
-    """
-    busy = [node for node in region.nodes if any(op.macs for op in ops_of_nodes(reading.ops.get(node, ())))]
-    named = busy or region.nodes
-    apart = (region.border or begins_behind(region, reading)) if decision.decision == "kept" else None
-    return LayerReport(
-        name=layer_name(named),
-        kind=kind_of_layer(named),
-        expression=decision.expression,
-        decision=decision.decision,
-        reason=f"{decision.reason}; {apart}" if apart else decision.reason,
-        flops_before=decision.before.flops,
-        flops_after=decision.after.flops,
-        peak_before=decision.before.peak,
-        peak_after=decision.after.peak,
-        time_before=decision.before.seconds,
-        time_after=decision.after.seconds,
-        plan=decision.plan,
-        mismatch=decision.mismatch,
-        measured=decision.measured,
-    )
-
-
-def _refused(node: Node, reason: str) -> LayerReport:
-    return LayerReport(layer_name([node]), "", "refused", reason, 0, 0, 0, 0, kind=kind_of_layer([node]))
 
 
 def weight_only(gm: GraphModule, example_inputs: Sequence[Any], reading: Reading) -> set[Node]:

@@ -25,7 +25,8 @@ from ce_fx.fold import Running, notes_of, run_folded
 from ce_fx.lower.extract import copy_of
 from ce_fx.options import Options
 from ce_fx.parted import Parted, cost_of, parted
-from ce_fx.report import LayerReport, Report
+from ce_fx.report import GraphReport, LayerReport, Report
+from ce_fx.report.graph import together
 from ce_fx.rewrite import rewrite_graph
 from ce_fx.watch import Break, Listener, break_of, recompile_reason
 
@@ -65,14 +66,14 @@ class Session(Listener):
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
         """The Dynamo backend: rewrite, remember, hand on. It never raises because of a graph."""
-        layers, running = handed_on(gm, example_inputs, self.options)
+        found, running = handed_on(gm, example_inputs, self.options)
         compiling = CompileContext.try_get()
         # DDP hands on fake tensors, which are new each time
         known = (isinstance(value, Parameter) and not isinstance(value, FakeTensor) for value in example_inputs)
         parameters = tuple(id(value) if one else None for value, one in zip(example_inputs, known, strict=True))
         new = Compiled(
             gm,
-            tuple(layers),
+            found,
             compiling,
             running,
             parameters,
@@ -121,12 +122,12 @@ class Session(Listener):
         buckets = max(Counter(each.compiling for each in found if each.compiling).values(), default=1)
         if buckets > 1:
             notes.append(f"DDP split a graph into {buckets}, one for each of its buckets; no region reaches across")
-        return Report(_layers(found), self.title, self.options.objective, tuple(notes))
+        return _report(found, self.title, self.options, notes)
 
     def summary(self) -> str:
         """One line: what happened."""
         if self.compiled:
-            return Report(_layers(latest(self.compiled)), self.title, self.options.objective).summary()
+            return _report(latest(self.compiled), self.title, self.options).summary()
         why = f": {self.skipped[-1]}" if self.skipped else ""
         return f"nothing was captured, the model runs as written{why}" if self.called else "not captured yet"
 
@@ -162,8 +163,9 @@ class Session(Listener):
                 each.running.fold.drop()
 
 
-def _layers(compiled: Sequence[Compiled]) -> tuple[LayerReport, ...]:
-    return tuple(layer for each in compiled for layer in each.layers)
+def _report(compiled: Sequence[Compiled], title: str, options: Options, notes: Sequence[str] = ()) -> Report:
+    whole = together(each.found for each in compiled)
+    return Report(whole.layers, title, options.objective, tuple(notes), whole.elsewhere, whole.bytes)
 
 
 def _empty(options: dict[str, Any], title: str) -> Session:
@@ -177,9 +179,7 @@ def warn_of_what_is_missing(options: Options, stacklevel: int) -> None:
             warnings.warn(f"ce_fx: {text}", stacklevel=stacklevel + 1)
 
 
-def handed_on(
-    gm: GraphModule, example_inputs: Sequence[Any], options: Options
-) -> tuple[Sequence[LayerReport], Running]:
+def handed_on(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> tuple[GraphReport, Running]:
     """Rewrite a graph and hand it to the inner compiler; where that fails on what was rewritten, as it was written.
 
     Inductor, for one, does not compile all graphs of symbolic sizes that torch can run. Nor is a graph that a compiler
@@ -188,14 +188,14 @@ def handed_on(
     """
     eager = options.inner == "eager"
     written = None if eager else copy_of(gm)
-    layers = rewritten_or_untouched(gm, example_inputs, options, guards=eager)
-    if written is None or all(layer.decision != "rewritten" for layer in layers):
-        return layers, run_folded(gm, example_inputs, options)
+    found = rewritten_or_untouched(gm, example_inputs, options, guards=eager)
+    if written is None or all(layer.decision != "rewritten" for layer in found.layers):
+        return found, run_folded(gm, example_inputs, options)
     # With symbolic sizes AOTAutograd compiles the backward at once, but keeps its failure for whoever calls it.
     symbolic = any(isinstance(value, torch.SymInt) for value in example_inputs)
     try:
         with torch._functorch.config.patch(force_non_lazy_backward_lowering=symbolic):
-            return layers, run_folded(gm, example_inputs, options)
+            return found, run_folded(gm, example_inputs, options)
     except torch._dynamo.exc.RestartAnalysis:  # how a compiler asks Dynamo to trace once more
         raise
     except Exception as error:
@@ -206,12 +206,12 @@ def handed_on(
     gm.graph = written.graph
     reason = f"the inner compiler failed on the rewritten graph ({why})"
     with own_metrics():
-        return [layer.taken_back(reason) for layer in layers], run_folded(gm, example_inputs, options)
+        return found.with_layers(lambda layer: layer.taken_back(reason)), run_folded(gm, example_inputs, options)
 
 
 def rewritten_or_untouched(
     gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: bool = False
-) -> list[LayerReport]:
+) -> GraphReport:
     """As `rewrite_graph`; if anything goes wrong the graph is what it was, and the log says why."""
     try:
         with _unseen():
@@ -219,7 +219,7 @@ def rewritten_or_untouched(
     except Exception as error:
         log.warning("a graph runs as written: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
         reason = f"ce_fx failed on this graph ({type(error).__name__}: {error}); it runs as written"
-        return [LayerReport("(graph)", "", "refused", reason, 0, 0, 0, 0)]
+        return GraphReport((LayerReport("(graph)", "", "refused", reason, None, None, None, None),))
 
 
 def _unseen() -> AbstractContextManager[Any]:

@@ -418,7 +418,7 @@ def test_a_replacement_that_fails_leaves_the_graph_as_it_was(net, x, monkeypatch
 
 
 @pytest.mark.parametrize("suppress", [False, True])
-@pytest.mark.parametrize("stage", ["read", "weight_only", "find_regions", "_worthwhile", "_reports", "_replace"])
+@pytest.mark.parametrize("stage", ["read", "weight_only", "find_regions", "_worthwhile", "graph_report", "_replace"])
 def test_no_failure_of_ours_reaches_dynamo(net, x, stage, suppress, monkeypatch):
     """Under `suppress_errors` it would hide there, and the report would not know."""
 

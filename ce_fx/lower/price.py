@@ -193,6 +193,16 @@ def _bilinear(node: Node) -> tuple[Op, ...]:
     return (Op("mm", rows * columns * a * b, a, b, rows, elements), Op("mul", rows * columns * b, 1, 1, rows, elements))
 
 
+@_prices(aten.scaled_dot_product_attention.default)
+def _attention(node: Node) -> tuple[Op, ...]:
+    """Queries by keys, a softmax, and what that weighs: [b, q, e] @ [b, e, k], then [b, q, k] @ [b, k, v]."""
+    (*batch, q, e), (*_, k, _), (*_, v) = (_shape(arg) for arg in node.args[:3])
+    n, scores = prod(batch), prod(batch) * q * k
+    first = Op("bmm", scores * e, e, k, q, n * (q + k) * e + scores)
+    last = Op("bmm", scores * v, k, v, q, scores + n * k * v + _elements(node))
+    return (first, Op("add", 0, 1, 1, scores, 2 * scores), last)
+
+
 @_prices(aten.tensordot.default)
 def _tensordot(node: Node) -> tuple[Op, ...]:
     x, y = node.args[:2]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 _ROOT = re.compile(r"^L\[['\"][^'\"]*['\"]\]\.?")
+_INPUT = re.compile(r"^L\[['\"]([^'\"]*)['\"]\]")
 _ITEM = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]")
 _TABLE = re.compile(r"(?:\.__dict__\[['\"]_modules['\"]\]|\._(?:modules|parameters|buffers))(?=\[)")
 """Where Dynamo looks a child up: `._modules['a']`, or `.__dict__['_modules']['a']` where a class has its own way."""
@@ -36,6 +37,18 @@ def layer_name(nodes: Sequence[Node]) -> str:
         return nodes[-1].name
     common = _common(paths)
     return common if common or len(paths) == 1 else f"{paths[0]} .. {paths[-1]}"
+
+
+def value_name(node: Node) -> str:
+    """What a user would call a value: the path of a parameter, the name of an input, or the layer that made it."""
+    source = getattr(node, "_dynamo_source", None)
+    raw = getattr(source, "name", "")
+    raw = raw() if callable(raw) else raw
+    if raw:
+        return module_path(raw) or (found.group(1) if (found := _INPUT.match(raw)) else raw)
+    if node.op in ("get_attr", "placeholder"):
+        return str(node.target)
+    return f"from {layer_name([node])}"
 
 
 def kind_of_layer(nodes: Sequence[Node]) -> str:

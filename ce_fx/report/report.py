@@ -1,54 +1,93 @@
-"""The audit of a model: its layers, totals, and how they print."""
+"""The audit of a model: its layers and totals, and the forms in which it is told."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
+from ce_fx.report.graph import Elsewhere
 from ce_fx.report.layer import LayerReport
-from ce_fx.report.units import si, signed_ratio
+from ce_fx.report.lines import total
+from ce_fx.report.units import signed_ratio
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA = 2
+"""Of `to_dict`, `to_json` and `to_csv`: raised when a field changes its meaning or goes."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ce_fx did to a model, layer by layer.
+    """What ce_fx did to a model, layer by layer. `print(report)` prints the table.
 
     Attributes:
         layers: one `LayerReport` for each multilinear stretch, in graph order.
-        title: what was audited: model, mode, dtype, device, inputs.
+        title: what was audited: model, mode, dtype, device, threads, inputs.
         objective: what was minimised.
         notes: lines about the model as a whole: graph breaks, attributes that were made plain.
+        elsewhere: the ops that no layer holds, by name.
+        bytes: read and written by all ops as written, in one forward.
+        about: what was audited, by name, as plain data: "model", "mode", "dtype", "device", "threads", "inputs".
     """
 
     layers: tuple[LayerReport, ...]
     title: str = ""
     objective: str = "time"
     notes: tuple[str, ...] = ()
+    elsewhere: tuple[Elsewhere, ...] = ()
+    bytes: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def flops_before(self) -> int:
-        """FLOPs as written: multiply-adds counted as 2."""
-        return sum(layer.flops_before for layer in self.layers)
+        """FLOPs as written: multiply-adds counted as 2, of the layers that could be counted (see `uncounted`)."""
+        return total(layer.flops_before for layer in self.layers) or 0
 
     @property
     def flops_after(self) -> int:
-        """FLOPs now: multiply-adds counted as 2."""
-        return sum(layer.flops_after for layer in self.layers)
+        """FLOPs now: multiply-adds counted as 2, of the layers that could be counted (see `uncounted`)."""
+        return total(layer.flops_after for layer in self.layers) or 0
 
     @property
     def time_before(self) -> float | None:
-        """Seconds as written, over the layers; None if one has none."""
-        return _total([layer.time_before for layer in self.layers])
+        """Seconds as written, over the layers that have one; None if none has."""
+        return total(layer.time_before for layer in self.layers)
 
     @property
     def time_after(self) -> float | None:
-        """Seconds now, over the layers; None if one has none."""
-        return _total([layer.time_after for layer in self.layers])
+        """Seconds now, over the layers that have one; None if none has."""
+        return total(layer.time_after for layer in self.layers)
+
+    @property
+    def uncounted(self) -> tuple[LayerReport, ...]:
+        """The layers whose FLOPs could not be counted; they are in no total."""
+        return tuple(layer for layer in self.layers if layer.flops_before is None)
+
+    @property
+    def training(self) -> bool:
+        """Forward and backward are counted."""
+        return any(layer.forward_flops_before is not None for layer in self.layers)
+
+    @property
+    def time_elsewhere(self) -> float | None:
+        """Predicted seconds of what no layer holds; None where it is not known."""
+        times = [one.seconds for one in self.elsewhere]
+        return None if None in times else sum(time for time in times if time is not None)
+
+    @property
+    def best_speedup(self) -> float | None:
+        """The speed-up of the whole model if the layers that can change took no time (Amdahl); None if not known.
+
+        Infinite where nothing else takes time.
+        """
+        elsewhere, inside = self.time_elsewhere, self.time_before
+        if elsewhere is None or inside is None:
+            return None
+        rest = elsewhere + inside - (total(one.time_before for one in self.layers if one.can_change) or 0.0)
+        return (elsewhere + inside) / rest if rest > 0 else float("inf")
 
     @property
     def mismatches(self) -> int:
@@ -70,17 +109,23 @@ class Report:
         return f"{rewritten} of {len(self.layers)} layers rewritten, {gain} FLOPs"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, JSON-able; FLOPs are exact integers."""
+        """Everything, JSON-able; FLOPs and bytes are exact integers, times are seconds."""
         return {
             "schema": SCHEMA,
             "title": self.title,
+            "about": dict(self.about),
             "objective": self.objective,
+            "training": self.training,
             "flops_before": self.flops_before,
             "flops_after": self.flops_after,
             "time_before": self.time_before,
             "time_after": self.time_after,
+            "time_elsewhere": self.time_elsewhere,
             "mismatches": self.mismatches,
+            "uncounted": [layer.name for layer in self.uncounted],
             "notes": list(self.notes),
+            "bytes": self.bytes,
+            "elsewhere": [one.to_dict() for one in self.elsewhere],
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
@@ -88,71 +133,66 @@ class Report:
         """`to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def to_text(self) -> str:
-        """The table, with totals, units and the reason of every decision."""
-        head = [f"ce_fx audit: {self.title}"] if self.title else []
-        units = "1 multiply-add = 2 FLOPs. Times: m = measured here, p = predicted."
-        head.append(f"{units}   objective: {self.objective}")
-        columns = ["layer", "kind", "FLOPs", "now", "gain", "time", "now", "gain", "temp", "decision"]
-        rows = _rows(self.layers)
-        total = [
-            f"total ({len(self.layers)} layers)",
-            "",
-            si(self.flops_before),
-            si(self.flops_after),
-            _ratio(self.flops_before, self.flops_after),
-            _seconds(self.time_before, ""),
-            _seconds(self.time_after, ""),
-            _ratio(self.time_before, self.time_after),
-            "",
-            ", ".join(f"{self.count(d)} {d}" for d in ("rewritten", "kept", "refused")),
-        ]
-        align = ("left", "left", "right", "right", "right", "right", "right", "right", "left", "left")
-        table = tabulate([*rows, total], headers=columns, tablefmt="plain", colalign=align, disable_numparse=True)
-        return "\n".join([*head, "", table, *(f"note: {note}" for note in self.notes)])
+    def to_text(
+        self,
+        sort: str = "graph",
+        depth: int | None = None,
+        min_gain: float | None = None,
+        plans: bool = False,
+        width: int | None = None,
+    ) -> str:
+        """The table, with totals, units and the reason of every decision.
+
+        Args:
+            sort: "graph" as the model runs, "gain" and "time" the largest first, "name" by module path.
+            depth: layers below this module depth become one row for each module; 1 is the model's children.
+            min_gain: layers with a smaller gain (of the objective) become one row.
+            plans: also every plan: string, sizes, and steps with their FLOPs.
+            width: columns to fill; None for the terminal's, or 120 where there is none. Where the table does not fit,
+                `kind` is left out first, then `temp`, then the last column is wrapped.
+
+        Raises:
+            ValueError: `sort` is no such word, or a number makes no sense.
+        """
+        from ce_fx.report.text import text_of
+
+        return text_of(self, sort, depth, min_gain, plans, width)
+
+    def to_markdown(self) -> str:
+        """The table as GitHub-flavoured Markdown, with all columns, totals and notes."""
+        from ce_fx.report.tables import markdown_of
+
+        return markdown_of(self)
+
+    def to_csv(self) -> str:
+        """One record for each layer with all fields: exact integers, seconds. The first column is the schema."""
+        from ce_fx.report.tables import csv_of
+
+        return csv_of(self)
+
+    def to_html(self) -> str:
+        """One self-contained page: sortable table, totals, drawings of every rewritten layer. No network is used."""
+        from ce_fx.report.page import page_of
+
+        return page_of(self)
+
+    def plot(self) -> Figure:
+        """FLOPs and time before and after, by layer, as a matplotlib figure.
+
+        Raises:
+            ImportError: matplotlib is not installed (`pip install ce_fx[plot]`).
+        """
+        from ce_fx.report.plot import plot_of
+
+        return plot_of(self)
 
     def __str__(self) -> str:
         return self.to_text()
 
+    def _repr_html_(self) -> str:
+        from ce_fx.report.page import fragment_of
 
-def _rows(layers: tuple[LayerReport, ...]) -> list[list[str]]:
-    seen: dict[tuple[object, ...], str] = {}
-    rows = []
-    for layer in layers:
-        key = (layer.expression, layer.plan, layer.flops_before, layer.flops_after, layer.decision)
-        twin = seen.setdefault(key, layer.name)
-        decision = f"{layer.decision}: {layer.reason}"
-        if layer.decision == "rewritten" and twin != layer.name:
-            decision = f"rewritten (same plan as {twin})"
-        mark = "m" if layer.measured else "p"
-        rows.append(
-            [
-                layer.name,
-                layer.kind,
-                si(layer.flops_before),
-                si(layer.flops_after),
-                _ratio(layer.flops_before, layer.flops_after),
-                _seconds(layer.time_before, mark),
-                _seconds(layer.time_after, mark),
-                _ratio(layer.time_before, layer.time_after),
-                f"{si(layer.peak_before, 2)}B -> {si(layer.peak_after, 2)}B",
-                decision,
-            ]
-        )
-    return rows
-
-
-def _total(times: list[float | None]) -> float | None:
-    known = [time for time in times if time is not None]
-    return sum(known) if times and len(known) == len(times) else None
-
-
-def _seconds(time: float | None, mark: str) -> str:
-    return "-" if time is None else f"{time * 1e3:.3g} ms {mark}".rstrip()
-
-
-def _ratio(before: float | None, after: float | None) -> str:
-    return f"{before / after:.1f}x" if before and after else "-"
+        return fragment_of(self)
 
 
 def _common_reason(report: Report) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from torch import Tensor
@@ -23,15 +23,23 @@ class Cost:
         flops: multiply-adds counted as 2, backward included when training.
         peak: bytes of the largest intermediate, the result included.
         seconds: predicted time.
+        forward_flops, forward_seconds: the part of both that is forward; all of it when not training.
     """
 
     flops: int
     peak: int
     seconds: float
+    forward_flops: int = 0
+    forward_seconds: float = 0.0
 
     def of(self, objective: str) -> float:
         """The number that an objective minimises."""
         return {"time": self.seconds, "flops": float(self.flops), "memory": float(self.peak)}[objective]
+
+    def timed(self, seconds: float) -> Cost:
+        """The same ops with their time as it was measured; the forward part is the predicted share of it."""
+        share = self.forward_seconds / self.seconds if self.seconds else 1.0
+        return replace(self, seconds=seconds, forward_seconds=share * seconds)
 
 
 def cost_of(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bool) -> Cost:
@@ -43,14 +51,17 @@ def cost_of(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bo
         itemsize: bytes of an element.
         training: count the backward of what needs a gradient.
     """
-    macs, seconds = 0, 0.0
+    macs, forward, seconds, first = 0, 0, 0.0, 0.0
     for node in nodes:
         ops = ops_of_nodes([node])
         grads = sum(n.meta.get("needs_grad", False) for n in node.all_input_nodes) if training else 0
-        macs += sum(op.macs for op in ops) * (1 + grads)
+        once = sum(op.macs for op in ops)
+        forward += once
+        macs += once * (1 + grads)
+        first += model.seconds(ops)
         seconds += model.seconds(ops, min(grads, 2))
     peak = max((elements_of(node) for node in nodes if counted(node)), default=0)
-    return Cost(2 * macs, peak * itemsize, seconds)
+    return Cost(2 * macs, peak * itemsize, seconds, 2 * forward, first)
 
 
 def every_time(nodes: Sequence[Node], done: Collection[object]) -> list[Node]:
@@ -68,13 +79,18 @@ def every_time(nodes: Sequence[Node], done: Collection[object]) -> list[Node]:
 def rest_of_graph(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bool) -> float:
     """Predicted seconds of nodes that no region holds; one without a formula reads and writes its tensors once."""
     known = [node for node in nodes if counted(node)]
-    plain = [
-        Op("add", 0, 1, 1, elements_of(node), sum(map(elements_of, (node, *node.all_input_nodes))))
-        for node in nodes
-        if not counted(node) and elements_of(node) and not _is_view(node)
-    ]
+    plain = [op for node in nodes if not counted(node) for op in work_of(node)]
     both = 2 if training else 0
     return cost_of(known, model, itemsize, training).seconds + model.seconds(plain, both)
+
+
+def work_of(node: Node) -> tuple[Op, ...]:
+    """The ops of a node; one without a formula reads and writes its tensors once, and a view does nothing."""
+    if counted(node):
+        return ops_of_nodes([node])
+    if not elements_of(node) or _is_view(node):
+        return ()
+    return (Op("add", 0, 1, 1, elements_of(node), sum(map(elements_of, (node, *node.all_input_nodes)))),)
 
 
 def _is_view(node: Node) -> bool:

@@ -66,7 +66,7 @@ def rows_of_the_backend():
 
     def recorded(*args, **kwargs):
         decided = decide(*args, **kwargs)
-        rows.extend(decided)
+        rows.extend(decided.layers)
         return decided
 
     with mock.patch("ce_fx.session.rewritten_or_untouched", recorded):

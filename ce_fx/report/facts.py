@@ -1,0 +1,79 @@
+"""What is to be known about a report beside its rows, as one sentence each; every form of a report tells the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ce_fx.report.lines import total
+from ce_fx.report.units import percent, seconds
+
+if TYPE_CHECKING:
+    from ce_fx.report.report import Report
+
+UNITS = "1 multiply-add = 2 FLOPs. Times: m = measured here, p = predicted."
+
+
+def head_of(report: Report) -> list[str]:
+    """What was audited, and the units."""
+    title = [f"ce_fx audit: {report.title}"] if report.title else []
+    return [*title, f"{UNITS}   objective: {report.objective}"]
+
+
+def facts_of(report: Report) -> list[str]:
+    """Coverage, what could not be counted, what is no layer, what was refused, and the notes, in this order."""
+    if not report.layers:
+        return ["no multilinear layer was found", *_no_layers(report), *_notes(report)]
+    parts = (_split, _coverage, _uncounted, _no_layers, _refused, _notes)
+    return [line for part in parts for line in part(report)]
+
+
+def _split(report: Report) -> list[str]:
+    """How the times of forward and backward are known."""
+    if not report.training or not any(layer.measured for layer in report.layers):
+        return []
+    return ["forward and backward were measured together; their sum is split as predicted"]
+
+
+def _coverage(report: Report) -> list[str]:
+    """How much of the model the rows that can change are, and what that allows (Amdahl's law)."""
+    flexible = [layer for layer in report.layers if layer.can_change]
+    if not flexible:
+        return ["coverage: no row can change, each has one order of evaluation"]
+    flops = percent(total(layer.flops_before for layer in flexible), report.flops_before)
+    inside, elsewhere = report.time_before, report.time_elsewhere
+    if inside is None or elsewhere is None or report.best_speedup is None:
+        return [f"coverage: {flops} of FLOPs are in the {len(flexible)} rows that can change"]
+    time = percent(total(layer.time_before for layer in flexible), inside + elsewhere)
+    return [
+        f"coverage: {flops} of FLOPs and {time} of time are in the {len(flexible)} rows that can change; "
+        f"best possible speed-up from them: {report.best_speedup:.1f}x"
+    ]
+
+
+def _uncounted(report: Report) -> list[str]:
+    """The rows with a question mark."""
+    names = ", ".join(layer.name for layer in report.uncounted)
+    return [f"?: FLOPs could not be counted and are in no total: {names}"] if names else []
+
+
+def _no_layers(report: Report) -> list[str]:
+    """The ops without multiply-adds, with what they cost all the same."""
+    if not report.elsewhere:
+        return []
+    ops = ", ".join(f"{one.op} {one.count}" for one in sorted(report.elsewhere, key=lambda one: -one.bytes))
+    moved = percent(sum(one.bytes for one in report.elsewhere), report.bytes)
+    time = "" if report.time_elsewhere is None else f", {seconds(report.time_elsewhere, 'p')}"
+    return [f"not counted: {ops} (elementwise, pools and copies; {moved} of bytes moved{time})"]
+
+
+def _refused(report: Report) -> list[str]:
+    """The reasons in full, each with the layers that it is of."""
+    reasons: dict[str, list[str]] = {}
+    for layer in report.layers:
+        if layer.decision == "refused":
+            reasons.setdefault(layer.reason, []).append(layer.name)
+    return [f"refused: {', '.join(dict.fromkeys(names))} - {reason}" for reason, names in reasons.items()]
+
+
+def _notes(report: Report) -> list[str]:
+    return [f"note: {note}" for note in report.notes]

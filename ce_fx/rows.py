@@ -1,0 +1,264 @@
+"""What is reported of one graph: a row for each multilinear stretch and for what could not be counted, and the rest."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ce_fx.capture.reading import Reading
+from ce_fx.decide import Context, Decision, nothing_to_reorder
+from ce_fx.lift.region import Region, Regions
+from ce_fx.lift.regions import begins_behind
+from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
+from ce_fx.report.graph import Elsewhere, GraphReport, together
+from ce_fx.report.layer import LayerReport
+from ce_fx.report.names import kind_of_layer, layer_name, value_name
+from ce_fx.report.product import Product, lifted, planned
+from ce_fx.sizes import hint
+from ce_fx.tune.cost import Cost, cost_of, rest_of_graph, work_of
+
+log = logging.getLogger(__name__)
+
+aten = torch.ops.aten
+
+_BY_POSITION = {"mul", "add", "sum", "copy"}
+"""Families of ops without a contraction."""
+
+_HEAVY = ("lstm", "gru", "rnn_", "linalg_", "cdist", "fft_", "_fft", "cholesky", "lu_", "qr", "svd", "embedding_bag")
+"""Beginnings of the names of ATen ops that have multiply-adds and no formula here."""
+
+
+def graph_report(
+    found: Regions,
+    decisions: Sequence[tuple[Region, Decision]],
+    reading: Reading,
+    context: Context,
+    bodies: Sequence[tuple[Node, GraphReport]] = (),
+) -> GraphReport:
+    """What is reported of one graph.
+
+    Args:
+        found: its regions and refusals.
+        decisions: what was decided for each region that holds a product.
+        reading: its nodes in ATen ops.
+        context: what the decisions shared.
+        bodies: nodes that call graphs of their own, with what is reported of these.
+
+    Returns:
+        The rows in graph order, and the ops that no row holds.
+    """
+    order = {node: n for n, node in enumerate(context.gm.graph.nodes)}
+    inside = {node for region, _ in decisions for node in region.nodes}
+    called = {node for node, _ in bodies}
+    rows = [(order[region.output], _row(region, decision, reading, context)) for region, decision in decisions]
+    for node, refusal in found.refusals.items():
+        rows.append((order[node], _alone([node], "refused", refusal.reason, reading, context)))
+    outside = [node for node in order if node not in {*inside, *found.refusals, *called}]
+    unread = _unread(outside, reading)
+    for nodes, reason in unread:
+        rows.append((order[nodes[0]], _alone(nodes, "refused", reason, reading, context)))
+    taken = {node for nodes, _ in unread for node in nodes}
+    rest = []
+    for node in outside:
+        if node in taken or node not in reading.ops:
+            continue
+        if any(op.macs and op.family not in _BY_POSITION for op in ops_of_nodes(reading.ops[node])):
+            rows.append((order[node], _alone([node], "kept", "not multilinear", reading, context)))
+        else:
+            rest.append(node)
+    rows += [(order[node], row) for node, inner in bodies for row in inner.layers]
+    own = GraphReport(
+        tuple(row for _, row in sorted(rows, key=lambda pair: pair[0])),
+        _elsewhere([reading.ops[node] for node in rest], context),
+        _bytes(op for ops in reading.ops.values() for op in ops),
+    )
+    whole = together([own, *(GraphReport((), inner.elsewhere, inner.bytes) for _, inner in bodies)])
+    return whole
+
+
+def _row(region: Region, decision: Decision, reading: Reading, context: Context) -> LayerReport:
+    """A region goes by what multiplies in it: by its convolution and not by the batch norm behind.
+
+    Where it is kept, the report also says what kept it from joining the region before.
+    """
+    busy = [node for node in region.nodes if any(op.macs for op in ops_of_nodes(reading.ops.get(node, ())))]
+    named = busy or list(region.nodes)
+    apart = (region.border or begins_behind(region, reading)) if decision.decision == "kept" else None
+    rewritten = decision.candidate is not None
+    terms, products = _drawn(region, decision, context) if rewritten else ((), ())
+    return LayerReport(
+        name=layer_name(named),
+        expression=decision.expression,
+        decision=decision.decision,
+        reason=f"{decision.reason}; {apart}" if apart else decision.reason,
+        **_numbers(decision.before, decision.after, context),
+        plan=decision.plan,
+        kind=_kind(named, reading),
+        mismatch=decision.mismatch,
+        measured=decision.measured,
+        can_change=rewritten or (decision.decision == "kept" and nothing_to_reorder(region) is None),
+        written=tuple(filter(None, map(_printed, region.ops))),
+        terms=terms,
+        products=products,
+    )
+
+
+def _alone(nodes: Sequence[Node], decision: str, reason: str, reading: Reading, context: Context) -> LayerReport:
+    """A row for nodes that stay as they are; without numbers where they could not be counted."""
+    ops = [op for node in nodes for op in reading.ops.get(node, ())]
+    cost = None
+    if not any(node in reading.failures for node in nodes) and not any(map(_is_unknown, ops)):
+        cost = _cost(ops, context)
+    numbers = _numbers(cost, cost, context)
+    return LayerReport(layer_name(nodes), "", decision, reason, **numbers, kind=_kind(nodes, reading))
+
+
+def _numbers(before: Cost | None, after: Cost | None, context: Context) -> dict[str, Any]:
+    """The numbers of a row as they are before and after."""
+    found: dict[str, Any] = {}
+    for when, cost in (("before", before), ("after", after)):
+        found[f"flops_{when}"] = cost and cost.flops
+        found[f"peak_{when}"] = cost and cost.peak
+        found[f"time_{when}"] = cost and cost.seconds
+        found[f"forward_flops_{when}"] = cost and cost.forward_flops if context.training else None
+        found[f"forward_time_{when}"] = cost and cost.forward_seconds if context.training else None
+    return found
+
+
+def _drawn(region: Region, decision: Decision, context: Context) -> tuple[tuple[Product, ...], tuple[Product, ...]]:
+    """The products of a region as lifted, and as they will run; nothing where that fails, for it is only shown."""
+    names = [value_name(leaf) for leaf in region.leaves]
+    weights = [leaf in context.constant for leaf in region.leaves]
+    for leaf in region.derived:
+        names.append(f"{leaf.kind}({', '.join(names[n] for n in leaf.sources)})")
+        weights.append(all(weights[n] for n in leaf.sources))
+    steps = 1 + max((f.leaf for plan in decision.plans for f in plan.network.term.factors), default=0)
+    all_names = [*names, *(f"sum {n}" for n in range(1, steps - len(names) + 1))]
+    constant = dict(enumerate(weights))
+    for plan in decision.plans:
+        for n, factor in enumerate(plan.network.term.factors):
+            constant.setdefault(factor.leaf, bool(plan.network.constant >> n & 1))
+    known = [constant.get(n, False) for n in range(len(all_names))]
+    try:
+        terms = [lifted(term, region.expression.axes, names, weights) for term in region.expression.terms]
+        return tuple(terms), tuple(planned(plan, all_names, known) for plan in decision.plans)
+    except Exception as error:
+        log.debug("the plan of %s cannot be drawn", decision.expression, exc_info=error)
+        return (), ()
+
+
+def _unread(nodes: Iterable[Node], reading: Reading) -> list[tuple[list[Node], str]]:
+    """Nodes that compute a tensor in an unknown way, those of one layer together, with the first reason."""
+    groups: dict[str, tuple[list[Node], str]] = {}
+    for node in nodes:
+        reason = _reason(node, reading)
+        if reason is not None:
+            groups.setdefault(layer_name([node]), ([], reason))[0].append(node)
+    return list(groups.values())
+
+
+def _reason(node: Node, reading: Reading) -> str | None:
+    """Why a node's multiply-adds are not known; None where they are, or there are none."""
+    if node.op not in ("call_function", "call_method", "call_module") or node.target is operator.getitem:
+        return None
+    if node in reading.failures:
+        promised = node.meta.get("example_value", node.meta.get("val"))
+        tensors = [value for value in torch.utils._pytree.tree_leaves(promised) if isinstance(value, Tensor)]
+        return reading.failures[node] if tensors else None
+    unknown = next((op for op in reading.ops.get(node, ()) if _is_unknown(op)), None)
+    return None if unknown is None else f"no FLOPs are known of {op_name(unknown)}"
+
+
+def _is_unknown(op: Node) -> bool:
+    """Whether an op may have multiply-adds that no formula counts: one of a user's, or a heavy one of torch's."""
+    if not isinstance(op.target, torch._ops.OpOverload):
+        return isinstance(op.target, torch._ops.HigherOrderOperator)
+    if op.target.namespace not in ("aten", "prims"):
+        return True
+    return op_name(op).startswith(_HEAVY)
+
+
+def op_name(op: Node) -> str:
+    """The name of an ATen op without its overload: "relu"; of a user's with its namespace."""
+    if not isinstance(op.target, torch._ops.OpOverload):
+        return str(getattr(op.target, "__name__", op.target))
+    name = op.target._schema.name
+    return name.removeprefix("aten::").removesuffix("_")
+
+
+def _elsewhere(groups: Sequence[Sequence[Node]], context: Context) -> tuple[Elsewhere, ...]:
+    """The ops that work, by name: each of the graph's nodes counts once, by its op that moves most."""
+    named: dict[str, list[Sequence[Node]]] = {}
+    for ops in groups:
+        working = [op for op in ops if work_of(op)]
+        if working:
+            named.setdefault(op_name(max(working, key=lambda op: _bytes([op]))), []).append(working)
+    found = []
+    for name, same in named.items():
+        ops = [op for group in same for op in group]
+        model, itemsize = _model(ops, context)
+        seconds = rest_of_graph(ops, model, itemsize, context.training)
+        found.append(Elsewhere(name, len(same), _bytes(ops), seconds))
+    return tuple(found)
+
+
+def _cost(ops: Sequence[Node], context: Context) -> Cost:
+    model, itemsize = _model(ops, context)
+    return cost_of(ops, model, itemsize, context.training)
+
+
+def _model(ops: Sequence[Node], context: Context) -> tuple[Any, int]:
+    """The time model of what some ops compute on, and the bytes of an element."""
+    values = [op.meta["val"] for op in ops if isinstance(op.meta.get("val"), Tensor)]
+    device, dtype = (values[0].device, values[0].dtype) if values else (torch.device("cpu"), torch.float32)
+    return context.model(device, dtype, False), dtype.itemsize
+
+
+def _bytes(ops: Iterable[Node]) -> int:
+    """Bytes that ops read and write."""
+    return sum(one.elements * op.meta["val"].dtype.itemsize for op in ops for one in work_of(op) if _is_tensor(op))
+
+
+def _is_tensor(op: Node) -> bool:
+    return isinstance(op.meta.get("val"), Tensor)
+
+
+def _kind(nodes: Sequence[Node], reading: Reading) -> str:
+    """The class of a layer, with the kernel and stride of a lone convolution: "Conv2d 7x7/2"."""
+    kind = kind_of_layer(nodes)
+    convs = [op for node in nodes for op in reading.ops.get(node, ()) if op.target in CONVOLUTIONS]
+    return f"{kind} {_geometry(convs[0])}" if len(convs) == 1 and kind.startswith("Conv") else kind
+
+
+def _geometry(conv: Node) -> str:
+    """Kernel sizes, and the stride where there is one."""
+    weight: Any = conv.args[1]
+    kernel = [hint(size) for size in weight.meta["val"].shape[2:]]
+    stride: Any = conv.args[3] if len(conv.args) > 3 else 1
+    steps = [stride] * len(kernel) if isinstance(stride, int) else list(stride)
+    steps = steps * len(kernel) if len(steps) == 1 else steps
+    if prod(steps) == 1:
+        return _by(kernel)
+    return f"{_by(kernel)}/{steps[0] if len(set(steps)) == 1 else _by(steps)}"
+
+
+def _by(sizes: Iterable[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _printed(op: Node) -> str:
+    """A working op as written: its name, and the channels of a convolution; "" for what only moves or adds."""
+    if not any(one.macs for one in ops_of_nodes([op])):
+        return ""
+    if op.target in CONVOLUTIONS:
+        weight: Any = op.args[1]
+        outs, ins, *kernel = (hint(size) for size in weight.meta["val"].shape)
+        return f"{op_name(op)} {_by(kernel)} {ins}->{outs}"
+    return op_name(op)
