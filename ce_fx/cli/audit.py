@@ -6,7 +6,6 @@ import argparse
 import inspect
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,8 @@ SORTS = ("graph", "gain", "time", "name")
 
 _TEXT_ONLY = {"sort": "graph", "depth": None, "min_gain": None, "plans": False}
 """Options that shape the text table, with what they are where they are not given; other formats hold everything."""
+
+_WIDE = 160  # columns of a text file, which is not written for this terminal
 
 _BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -81,7 +82,16 @@ def run(given: argparse.Namespace) -> int:
     args, kwargs = _inputs(given, loaded, device)
     report = _audited(given, loaded, args, kwargs, options)
     _write(_rendered(report, kind, given), given.output)
-    return 0
+    stopped = sum(layer.reason.startswith(_stopped()) for layer in report.layers)
+    if stopped:
+        print(f"ce-fx: stopped; {stopped} of {len(report.layers)} layers were not planned", file=sys.stderr)
+    return 130 if stopped else 0
+
+
+def _stopped() -> str:
+    from ce_fx.rewrite import STOPPED
+
+    return STOPPED
 
 
 def _format(given: argparse.Namespace) -> str:
@@ -206,8 +216,8 @@ def _rendered(report: Report, kind: str, given: argparse.Namespace) -> str:
     if kind != "text":
         return str(getattr(report, FORMATS[kind])())
     shaped = {name: getattr(given, name) for name, usual in _TEXT_ONLY.items() if getattr(given, name) != usual}
-    if given.output is None and sys.stdout.isatty():
-        shaped["width"] = shutil.get_terminal_size((120, 24)).columns
+    if given.output not in (None, "-"):
+        shaped["width"] = _WIDE
     to_text: Callable[..., str] = report.to_text
     return to_text(**shaped)
 

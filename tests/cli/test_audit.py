@@ -1,6 +1,7 @@
 """`ce-fx audit` on what it should accept."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -126,3 +127,47 @@ def test_integers_are_indices_that_tables_have():
 )
 def test_words_for_python_values(word, value):
     assert inputs.value_of(word, torch.device("cpu")) == value
+
+
+def test_ctrl_c_while_planning_prints_what_is_known(folder, capsys, monkeypatch):
+    from ce_fx import rewrite
+
+    module = sys.modules[rewrite.__module__]
+    decide, seen = module.decide, []
+
+    def interrupted(region, context):
+        seen.append(region)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return decide(region, context)
+
+    monkeypatch.setattr(module, "decide", interrupted)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["audit", "ce_fx.cli.demo_network:Demo", "--input", "1x64x16x16", "--objective", "flops"]) == 130
+    out, err = capsys.readouterr()
+    assert "1 rewritten, 2 kept" in out and "planning was stopped by Ctrl-C" in out
+    assert err.splitlines()[-1] == "ce-fx: stopped; 2 of 3 layers were not planned"
+    assert len(seen) == 2
+
+
+def test_what_was_planned_before_ctrl_c_runs(monkeypatch):
+    from ce_fx import rewrite
+    from ce_fx.cli.demo_network import Demo
+
+    module = sys.modules[rewrite.__module__]
+    decide, seen = module.decide, []
+
+    def interrupted(region, context):
+        seen.append(region)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+        return decide(region, context)
+
+    monkeypatch.setattr(module, "decide", interrupted)
+    model, x = Demo().eval(), torch.randn(1, 64, 16, 16)
+    fast = ce_fx.optimize(model, objective="flops")
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="stopped by Ctrl-C"):
+            y = fast(x)
+        torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
+    assert [layer.decision for layer in ce_fx.report(fast).layers] == ["rewritten", "kept", "kept"]
