@@ -12,12 +12,13 @@ from ce_fx.cli.drawing import drawn
 from ce_fx.errors import ExpressionError
 from ce_fx.plan.costs import Mode
 from ce_fx.plan.network import Network, Operand
+from ce_fx.plan.ops import Op
 from ce_fx.plan.path_info import PathInfo, path_info
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.planner import Objective, make_plan, plan_of, written_tree
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import Tree, splits_of, step_of
-from ce_fx.plan.ways import ops_of_way, ways_of
+from ce_fx.plan.ways import best_ways, ops_of_way, ways_of
 from ce_fx.report.units import si
 
 _FEW = 6  # kernels of which all orders are tried: 945 trees
@@ -66,7 +67,7 @@ def compared(
     dense = dense_tree(network)
     if dense is not None:
         trees["dense"] = dense
-    orders = [_order(name, network, tree, mode, model) for name, tree in trees.items()]
+    orders = [_order(name, network, tree, objective, mode, model) for name, tree in trees.items()]
     info = path_info(plan)
     scope = "forward + backward" if train else "forward"
     return "\n".join(
@@ -129,10 +130,24 @@ def _trees(leaves: Sequence[int]) -> Iterator[Tree]:
             yield from ((a, b) for a in _trees(left) for b in _trees(right))
 
 
-def _order(name: str, network: Network, tree: Tree, mode: Mode, model: TimeModel) -> Order:
-    by_flops = plan_of(network, tree, name, "flops", mode, model)
-    seconds = plan_of(network, tree, name, "time", mode, model).cost
-    return Order(name, by_flops, 2 * int(by_flops.cost), float(seconds))
+def _order(name: str, network: Network, tree: Tree, goal: Objective, mode: Mode, model: TimeModel) -> Order:
+    """An order as it would run: by objective "time" each step in its fastest way, else in that of its kind."""
+    ways = best_ways(network, tree, mode, model) if goal == "time" else {}
+    plan = plan_of(network, tree, name, "flops", mode, model, ways)
+    seconds = sum(seconds_of(network, plan, pair, mode, model) for pair in splits_of(tree))
+    return Order(name, plan, 2 * int(plan.cost), seconds)
+
+
+def _ops(network: Network, plan: Plan, pair: tuple[int, int]) -> tuple[Op, ...]:
+    step = step_of(network, *pair)
+    return ops_of_way(step, network, plan.ways.get(sum(pair)) or ways_of(step, network)[0])
+
+
+def seconds_of(network: Network, plan: Plan, pair: tuple[int, int], mode: Mode, model: TimeModel) -> float:
+    """Predicted seconds of one step of a plan; with the backward in mode "train"."""
+    grad = network.differentiable if mode == "train" else 0
+    left, right = pair
+    return model.seconds(_ops(network, plan, pair), bool(left & grad) + bool(right & grad))
 
 
 def _operands(info: PathInfo) -> list[str]:
@@ -145,16 +160,13 @@ def _operands(info: PathInfo) -> list[str]:
 
 
 def _steps(network: Network, plan: Plan, info: PathInfo, mode: Mode, model: TimeModel) -> str:
-    grad = network.differentiable if mode == "train" else 0
     rows = []
-    for number, (told, (left, right)) in enumerate(zip(info.steps, splits_of(plan.tree), strict=False), 1):
-        step = step_of(network, left, right)
-        way = plan.ways.get(left | right)
-        ops = ops_of_way(step, network, way or ways_of(step, network)[0])
-        seconds = model.seconds(ops, bool(left & grad) + bool(right & grad))
-        kinds = " + ".join(dict.fromkeys(_KINDS.get(op.family, op.family) for op in ops))
+    for number, (told, pair) in enumerate(zip(info.steps, splits_of(plan.tree), strict=False), 1):
+        way = plan.ways.get(sum(pair))
+        kinds = " + ".join(dict.fromkeys(_KINDS.get(op.family, op.family) for op in _ops(network, plan, pair)))
         memory = f"{si(told.size * model.itemsize, 3)}B"
         named = f"{kinds} ({way})" if way else kinds
+        seconds = seconds_of(network, plan, pair, mode, model)
         rows.append([number, told.string, named, si(2 * told.flops), memory, f"{seconds * 1e3:.3g} ms"])
     columns = ["step", "joins", "as", "FLOPs, forward", "result", "predicted"]
     align = ("right", "left", "left", "right", "right", "right")

@@ -80,3 +80,12 @@ def test_no_dense_order_where_two_operands_are_convolved():
     shapes = [(2, 9), (2, 9), (2, 3), (2, 3)]
     parsed = parse("ah,bw,ch,dw->abcdhw|hw", shapes)
     assert dense_tree(Network(parsed.term, parsed.output)) is None
+
+
+@pytest.mark.parametrize("objective", ["time", "flops"])
+@pytest.mark.parametrize("more", [[], ["--train"]])
+def test_the_times_of_the_steps_add_up(capsys, objective, more):
+    lines = printed(capsys, *CP, "--objective", objective, *more).splitlines()
+    steps = [float(line.split()[-2]) for line in lines if line.endswith(" ms")]
+    total = next(line for line in lines if line.startswith("planned")).partition(" ms")[0].split()[-1]
+    assert sum(steps) == pytest.approx(float(total), rel=0.02)
