@@ -43,7 +43,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"/plot_",
-    "ignore_pattern": r"(__init__|__main__|demo|timing)\.py$",
+    "ignore_pattern": r"(^|/)(__init__|__main__|demo|timing)\.py$",
     "image_scrapers": (),
     "abort_on_example_error": True,
     "download_all_examples": False,

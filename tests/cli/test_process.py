@@ -84,3 +84,42 @@ def test_the_demo_is_true(tmp_path):
     done = run("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tt1" in done.stdout and "measured in turn" in done.stdout and "rewritten" in done.stdout
+
+
+TERMINAL = """
+import sys, time
+from ce_fx import cli, rewrite
+module = sys.modules["ce_fx.rewrite"]
+decide = module.decide
+def slowly(*args):
+    time.sleep(1.2)
+    return decide(*args)
+module.decide = slowly
+cli.main(["audit", "ce_fx.cli.demo_network:Demo", "--input", "1x64x8x8", "--objective", "flops", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="terminals")
+@pytest.mark.parametrize(("more", "seen"), [([], True), (["--quiet"], False)])
+def test_a_terminal_sees_progress(more, seen):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CE_FX_TUNE": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", TERMINAL, *more], stdout=subprocess.PIPE, stderr=theirs, env=env
+    ) as process:
+        os.close(theirs)
+        out, _ = process.communicate(timeout=200)
+    shown = b""
+    with pytest.raises(OSError):  # how the end of a terminal reads
+        while True:
+            shown += os.read(ours, 4096)
+    os.close(ours)
+    assert b"tt1" in out and b"planning" not in out
+    assert (b"ce_fx: planning" in shown) is seen
