@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ce_fx.capture.numpy_attrs import undo
 from ce_fx.capture.undisturbed import undisturbed
 from ce_fx.optimize import _session_of, optimize
 from ce_fx.report import Report
+
+_FAKE = "weights or inputs are fake: nothing was run, so times are predicted only and no rewrite was verified"
 
 
 def audit(
@@ -23,7 +31,10 @@ def audit(
 ) -> Report:
     """Report layer by layer what ce_fx finds, what it would change, and what that would gain.
 
-    Weights, statistics, random states, modes, gradients, hooks and attributes are afterwards what they were.
+    Weights, statistics, random states, modes, gradients, hooks and attributes are afterwards what they were. No
+    backward is run on the model. What its own forward hooks do they do once more.
+
+    Weights and inputs may be fake (`FakeTensorMode`) or on the meta device, for a model that is too large to run.
 
     Args:
         model: any module.
@@ -35,22 +46,98 @@ def audit(
     Raises:
         CeFxError: an option is unknown or bad, or the model is no module.
     """
+    args = (args,) if isinstance(args, Tensor) else args
+    fake = _is_fake([*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, kwargs))])
+    if fake:
+        options = {**options, "tune": False, "verify": False}
     fast = optimize(model, **options)
     training = model.training if train is None else train
+    session = _session_of(fast)
     try:
-        with undisturbed(fast), torch.set_grad_enabled(training):
+        with _plain_mode(training), undisturbed(fast):
             if training != model.training:  # else a part that is frozen in the other mode stays frozen
                 fast.train(training)
-            fast(*args, **(kwargs or {}))
+            fast(*_usable(args, training), **_usable(kwargs or {}, training))
     finally:
-        undo(_session_of(fast).plain)
-    result = _session_of(fast).report()
-    return replace(result, title=_title(model, args, training))
+        undo(session.plain)
+    result = session.report()
+    about = about_of(model, args, kwargs, training)
+    notes = (*result.notes, *([_FAKE] if fake else []))
+    return replace(result, title=title_of(about), about=about, notes=notes)
 
 
-def _title(model: torch.nn.Module, args: Sequence[Any], training: bool) -> str:
-    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-    shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors)
-    kind = f"{str(tensors[0].dtype).removeprefix('torch.')}, {tensors[0].device.type}" if tensors else "no tensors"
-    what = "forward + backward, train" if training else "forward, eval, no grad"
-    return f"{type(model).__name__}, {what}, {kind} {torch.get_num_threads()} threads, inputs: {shapes}"
+def about_of(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, training: bool
+) -> dict[str, Any]:
+    """What is audited, as plain data: model, mode, dtype, device, threads and inputs by their names."""
+    tensors = [value for value in [*model.parameters(), *pytree.tree_leaves((args, kwargs))] if _floats(value)]
+    kinds = {name: list(dict.fromkeys(str(getattr(one, name)) for one in tensors)) for name in ("dtype", "device")}
+    dtype = ", ".join(kind.removeprefix("torch.") for kind in kinds["dtype"]) or "no tensors"
+    device = tensors[0].device.type if tensors else "cpu"
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype += f" under autocast to {str(torch.get_autocast_dtype(device)).removeprefix('torch.')}"
+    return {
+        "model": type(model).__name__,
+        "mode": "forward + backward, train" if training else "forward, eval, no grad",
+        "dtype": dtype,
+        "device": ", ".join(dict.fromkeys(kind.partition(":")[0] for kind in kinds["device"])) or device,
+        "threads": torch.get_num_threads(),
+        "inputs": _inputs(model, args, kwargs),
+    }
+
+
+def title_of(about: Mapping[str, Any]) -> str:
+    """What is audited, in one line."""
+    inputs = ", ".join(f"{name}: {shape}" for name, shape in about["inputs"].items())
+    where = f"{about['device']} {about['threads']} threads"
+    return f"{about['model']}, {about['mode']}, {about['dtype']}, {where}, {inputs or 'no inputs'}"
+
+
+def _inputs(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> dict[str, str]:
+    """The shapes of all tensors among the inputs, by the names of the arguments that they are in."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **(kwargs or {})).arguments
+    except (TypeError, ValueError):  # the call will say so, or the signature cannot be read
+        bound = {**{f"input {n}": value for n, value in enumerate(args)}, **(kwargs or {})}
+    return {
+        f"{name}{pytree.keystr(path)}": _shape(value)
+        for name, argument in bound.items()
+        for path, value in pytree.tree_flatten_with_path(argument)[0]
+        if isinstance(value, Tensor)
+    }
+
+
+def _shape(value: Tensor) -> str:
+    """Sizes, with the dtype where it is no usual one: "8x3x224x224", "8x10 int64"."""
+    sizes = "x".join(map(str, value.shape)) or "scalar"
+    return sizes if _floats(value) else f"{sizes} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+@contextmanager
+def _plain_mode(training: bool) -> Iterator[None]:
+    """Gradients are recorded or not, whatever the caller is in the middle of, and no dispatch mode is on.
+
+    Under one the model would run as written; a fake mode is found by the tensors that are fake.
+    """
+    with ExitStack() as stack:
+        if torch._C._len_torch_dispatch_stack():
+            stack.enter_context(_disable_current_modes())
+        if training:
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(training))
+        yield
+
+
+def _usable(inputs: Any, training: bool) -> Any:
+    """The inputs; where gradients are recorded, copies of those that were made in inference mode."""
+    if not training:
+        return inputs
+    return pytree.tree_map_only(Tensor, lambda one: one.clone() if one.is_inference() else one, inputs)
+
+
+def _is_fake(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, FakeTensor) or (isinstance(value, Tensor) and value.is_meta) for value in values)

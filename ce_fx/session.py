@@ -28,6 +28,7 @@ from ce_fx.parted import Parted, cost_of, parted
 from ce_fx.report import GraphReport, LayerReport, Report
 from ce_fx.report.graph import together
 from ce_fx.rewrite import rewrite_graph
+from ce_fx.traces import Trace
 from ce_fx.watch import Break, Listener, break_of, recompile_reason
 
 log = logging.getLogger(__name__)
@@ -213,13 +214,16 @@ def rewritten_or_untouched(
     gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: bool = False
 ) -> GraphReport:
     """As `rewrite_graph`; if anything goes wrong the graph is what it was, and the log says why."""
+    trace = Trace(gm, options.objective)
     try:
         with _unseen():
-            return rewrite_graph(gm, example_inputs, options, bodies, guards)
+            found = rewrite_graph(gm, example_inputs, options, bodies, guards)
     except Exception as error:
         log.warning("a graph runs as written: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
         reason = f"ce_fx failed on this graph ({type(error).__name__}: {error}); it runs as written"
-        return GraphReport((LayerReport("(graph)", "", "refused", reason, None, None, None, None),))
+        found = GraphReport((LayerReport("(graph)", "", "refused", reason, None, None, None, None),))
+    trace.ended(found)
+    return found
 
 
 def _unseen() -> AbstractContextManager[Any]:

@@ -1,6 +1,7 @@
 """How the pages are built: `make docs`."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -53,3 +54,21 @@ sphinx_gallery_conf = {
     "show_signature": False,
 }
 suppress_warnings = ["config.cache"]  # the gallery's order is a class, which has no value to compare
+
+
+def setup(app):
+    """Let napoleon see pairs of attributes, `flops_before, flops_after: ..`, one by one."""
+    app.connect("autodoc-process-docstring", _parted, priority=400)  # before napoleon's own
+
+
+def _parted(app, what, name, obj, options, lines):
+    lines[:] = [part for line in lines for part in _one_by_one(line)]
+
+
+def _one_by_one(line):
+    found = re.match(r"^( +)(\w+(?:, \w+)+): ", line)
+    if not found:
+        return [line]
+    indent, names = found[1], found[2].split(", ")
+    others = [f"{indent}{name}: see `{names[-1]}`." for name in names[:-1]]
+    return [*others, f"{indent}{names[-1]}: {line[found.end() :]}"]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 
@@ -35,8 +36,8 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _has_values(buffer: Tensor) -> bool:
-    """Whether there is anything to restore: a lazy module has not made its buffers yet."""
-    return not buffer.is_meta and not is_lazy(buffer)
+    """Whether there is anything to restore: a lazy module has not made its buffers yet, and fake ones hold nothing."""
+    return not buffer.is_meta and not is_lazy(buffer) and not isinstance(buffer, FakeTensor)
 
 
 @contextmanager

@@ -195,12 +195,15 @@ def _bilinear(node: Node) -> tuple[Op, ...]:
 
 @_prices(aten.scaled_dot_product_attention.default)
 def _attention(node: Node) -> tuple[Op, ...]:
-    """Queries by keys, a softmax, and what that weighs: [b, q, e] @ [b, e, k], then [b, q, k] @ [b, k, v]."""
+    """Queries by keys, and what their softmax weighs: [b, q, e] @ [b, e, k], then [b, q, k] @ [b, k, v].
+
+    Taken to be fused: the scores, [b, q, k], stay in the cache. A causal mask is not taken off, as torch's own count
+    does not.
+    """
     (*batch, q, e), (*_, k, _), (*_, v) = (_shape(arg) for arg in node.args[:3])
-    n, scores = prod(batch), prod(batch) * q * k
-    first = Op("bmm", scores * e, e, k, q, n * (q + k) * e + scores)
-    last = Op("bmm", scores * v, k, v, q, scores + n * k * v + _elements(node))
-    return (first, Op("add", 0, 1, 1, scores, 2 * scores), last)
+    scores = prod(batch) * q * k
+    first = Op("bmm", scores * e, e, k, q, _elements(*node.args[:2]))
+    return (first, Op("bmm", scores * v, k, v, q, _elements(node.args[2], node)))
 
 
 @_prices(aten.tensordot.default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from ce_fx.report.lines import total
@@ -39,21 +40,23 @@ def _coverage(report: Report) -> list[str]:
     flexible = [layer for layer in report.layers if layer.can_change]
     if not flexible:
         return ["coverage: no row can change, each has one order of evaluation"]
+    rows = f"the {len(flexible)} rows" if len(flexible) > 1 else "the one row"
     flops = percent(total(layer.flops_before for layer in flexible), report.flops_before)
     inside, elsewhere = report.time_before, report.time_elsewhere
     if inside is None or elsewhere is None or report.best_speedup is None:
-        return [f"coverage: {flops} of FLOPs are in the {len(flexible)} rows that can change"]
+        return [f"coverage: {flops} of FLOPs are in {rows} that can change"]
     time = percent(total(layer.time_before for layer in flexible), inside + elsewhere)
+    best = f"{report.best_speedup:.1f}x" if isfinite(report.best_speedup) else "unlimited, nothing else takes time"
     return [
-        f"coverage: {flops} of FLOPs and {time} of time are in the {len(flexible)} rows that can change; "
-        f"best possible speed-up from them: {report.best_speedup:.1f}x"
+        f"coverage: {flops} of FLOPs and {time} of time are in {rows} that can change; "
+        f"best possible speed-up from them: {best}"
     ]
 
 
 def _uncounted(report: Report) -> list[str]:
     """The rows with a question mark."""
     names = ", ".join(layer.name for layer in report.uncounted)
-    return [f"?: FLOPs could not be counted and are in no total: {names}"] if names else []
+    return [f"?: not counted, and in no total: {names}"] if names else []
 
 
 def _no_layers(report: Report) -> list[str]:
@@ -72,7 +75,11 @@ def _refused(report: Report) -> list[str]:
     for layer in report.layers:
         if layer.decision == "refused":
             reasons.setdefault(layer.reason, []).append(layer.name)
-    return [f"refused: {', '.join(dict.fromkeys(names))} - {reason}" for reason, names in reasons.items()]
+    return [f"refused: {_some(list(dict.fromkeys(names)))} - {reason}" for reason, names in reasons.items()]
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _notes(report: Report) -> list[str]:

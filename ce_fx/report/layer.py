@@ -65,6 +65,11 @@ class LayerReport:
         """How its times are known: "m" for measured, "p" for predicted."""
         return "m" if self.measured else "p"
 
+    @property
+    def key(self) -> object:
+        """Equal for layers of one plan, with the same numbers."""
+        return self.expression, self.plan, self.flops_before, self.flops_after, self.decision
+
     def forward(self) -> LayerReport:
         """The forward part of a row that counts forward and backward."""
         return replace(
@@ -87,8 +92,8 @@ class LayerReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-able."""
-        lists = {name: [product.to_dict() for product in getattr(self, name)] for name in ("terms", "products")}
-        return {**asdict(self), "plan": list(self.plan), "written": list(self.written), **lists}
+        values: dict[str, Any] = _plain(asdict(self))
+        return values
 
     def taken_back(self, reason: str) -> LayerReport:
         """A rewrite that does not run after all; other decisions as they are."""
@@ -103,6 +108,13 @@ class LayerReport:
             forward_flops_after=self.forward_flops_before,
             forward_time_after=self.forward_time_before,
         )
+
+
+def _plain(value: Any) -> Any:
+    """The value with lists for tuples, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _less(whole: Any, part: Any) -> Any:

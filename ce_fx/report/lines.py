@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ce_fx.report.layer import DECISIONS, LayerReport
+from ce_fx.report.units import UNKNOWN, number_of
 
 SORTS = ("graph", "gain", "time", "name")
 
@@ -32,6 +33,13 @@ class Line:
     def flops(self) -> tuple[int | None, int | None]:
         """FLOPs before and after; None where none of the layers could be counted."""
         return self._sums("flops_before", "flops_after")
+
+    @property
+    def work(self) -> tuple[str, str]:
+        """FLOPs before and after as they print: "1.2 G + ?" where some of the layers could not be counted."""
+        unknown = any(layer.flops_before is None for layer in self.layers)
+        before, after = (UNKNOWN if unknown and not n else f"{number_of(n)}{' + ?' * unknown}" for n in self.flops)
+        return before, after
 
     @property
     def seconds(self) -> tuple[float | None, float | None]:
@@ -90,7 +98,8 @@ def lines_of(
         sort: "graph" as the model runs, "gain" and "time" the largest first, "name" by module path.
         depth: layers below this module depth become one row for each module at it; 1 is the model's children.
         min_gain: layers with a smaller gain become one row, the last.
-        full: reasons in full; else up to the first semicolon.
+        full: every layer has a row, with its reason in full; else reasons go up to the first semicolon, and refused
+            layers without multiply-adds are one row, the last: the lines below the table tell why.
 
     Raises:
         ValueError: `sort` is no such word, or `depth` is below 1.
@@ -99,10 +108,16 @@ def lines_of(
         raise ValueError(f"sort must be one of {', '.join(SORTS)}, not {sort!r}")
     if depth is not None and depth < 1:
         raise ValueError(f"depth must be at least 1 (the model's children), not {depth}")
+    idle = [] if full else [layer for layer in layers if _is_idle(layer)]
+    last = _summed(idle, f"({len(idle)} without multiply-adds)") if len(idle) > 1 else []
+    layers = [layer for layer in layers if not last or not _is_idle(layer)]
     lines = _single(layers, full) if depth is None else _folded(layers, depth, full)
-    small = [] if min_gain is None else [line for line in lines if line.gain(objective) < min_gain]
-    rest = sorted((line for line in lines if line not in small), key=_KEYS[sort](objective))
-    return [*rest, *_summed(small, f"({len(small)} rows below {min_gain:g}x)")] if small else rest
+    rest = sorted(lines, key=_KEYS[sort](objective))
+    if min_gain is None:
+        return [*rest, *last]
+    small = [layer for line in lines if line.gain(objective) < min_gain for layer in line.layers]
+    rest = [line for line in rest if line.gain(objective) >= min_gain]
+    return [*rest, *_summed(small, f"({len(small)} layers below {min_gain:g}x)"), *last]
 
 
 _KEYS: dict[str, Callable[[str], Callable[[Line], Any]]] = {
@@ -119,12 +134,16 @@ def natural(name: str) -> list[tuple[bool, int, str]]:
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
+def _is_idle(layer: LayerReport) -> bool:
+    """Whether a row holds no multiply-adds, as a refused cast does."""
+    return layer.decision == "refused" and layer.flops_before == 0
+
+
 def _single(layers: Sequence[LayerReport], full: bool) -> list[Line]:
-    seen: dict[tuple[object, ...], str] = {}
+    seen: dict[object, str] = {}
     lines = []
     for layer in layers:
-        key = (layer.expression, layer.plan, layer.flops_before, layer.flops_after, layer.decision)
-        twin = seen.setdefault(key, layer.name)
+        twin = seen.setdefault(layer.key, layer.name)
         lines.append(Line(layer.name, layer.kind, _decision(layer, twin, full), (layer,)))
     return lines
 
@@ -144,16 +163,20 @@ def short(reason: str) -> str:
 def _folded(layers: Sequence[LayerReport], depth: int, full: bool) -> list[Line]:
     groups: dict[str, list[LayerReport]] = {}
     for layer in layers:
-        groups.setdefault(".".join(layer.name.split(".")[:depth]), []).append(layer)
+        groups.setdefault(_module(layer.name, depth), []).append(layer)
     return [
         _single(group, full)[0] if len(group) == 1 else Line(name, *_counted(group), tuple(group))
         for name, group in groups.items()
     ]
 
 
-def _summed(lines: Sequence[Line], name: str) -> list[Line]:
-    layers = [layer for line in lines for layer in line.layers]
-    return [Line(name, *_counted(layers), tuple(layers))]
+def _module(name: str, depth: int) -> str:
+    """The module at a depth that a layer belongs to; "a.0 .. b" and "matmul at net.py:12" are of the model itself."""
+    return name if " " in name else ".".join(name.split(".")[:depth])
+
+
+def _summed(layers: Sequence[LayerReport], name: str) -> list[Line]:
+    return [Line(name, *_counted(layers), tuple(layers))] if layers else []
 
 
 def _counted(layers: Sequence[LayerReport]) -> tuple[str, str]:

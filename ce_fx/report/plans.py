@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
 
 def plans_of(report: Report) -> str:
     """Every different plan once, with the layers that have it. FLOPs of steps are of one forward."""
-    same: dict[object, list[LayerReport]] = {}
-    for layer in report.layers:
-        if layer.decision == "rewritten":
-            same.setdefault((layer.expression, layer.plan, layer.flops_before), []).append(layer)
-    if not same:
+    groups = groups_of(report.layers)
+    if not groups:
         return "no plan: nothing was rewritten"
-    return "\n\n".join("\n".join(_plan(layers)) for layers in same.values())
+    return "\n\n".join("\n".join(_plan(layers)) for layers in groups)
+
+
+def groups_of(layers: Iterable[LayerReport]) -> list[list[LayerReport]]:
+    """The rewritten layers, those of one plan together."""
+    same: dict[object, list[LayerReport]] = {}
+    for layer in layers:
+        if layer.decision == "rewritten":
+            same.setdefault(layer.key, []).append(layer)
+    return list(same.values())
 
 
 def _plan(layers: list[LayerReport]) -> list[str]:
@@ -32,8 +39,12 @@ def _plan(layers: list[LayerReport]) -> list[str]:
     if others:
         lines.append(f"  the same for {', '.join(layer.name for layer in others)}")
     for product in first.products:
-        lines += _product(product, alone=len(first.products) == 1)
-    end = [f"as written: {_counted(first.written)}"] if first.written else []
+        if product.steps:
+            lines += _product(product, alone=len(first.products) == 1)
+    single = [product.expression for product in first.products if not product.steps]
+    if single:
+        lines.append(f"  nothing to order in {', '.join(single)}")
+    end = [f"as written: {counted(first.written)}"] if first.written else []
     dense = next((one.dense for one in first.products if one.dense is not None), None)
     if dense is not None and first.flops_after:
         end.append(f"one dense operator: {number_of(dense)}, {why_not_dense(first, dense)}")
@@ -57,9 +68,10 @@ def _product(product: Product, alone: bool) -> list[str]:
         for n, step in enumerate(product.steps, 1)
     ]
     align = ("right", "left", "right", "left", "left")
-    table = tabulate(rows, tablefmt="plain", colalign=align, disable_numparse=True) if rows else "no step to take"
+    table = tabulate(rows, tablefmt="plain", colalign=align, disable_numparse=True)
     return [f"  {head}", *(f"    {line.rstrip()}" for line in table.splitlines())]
 
 
-def _counted(ops: tuple[str, ...]) -> str:
+def counted(ops: tuple[str, ...]) -> str:
+    """Ops by name, with how often: "4 einsum, mul"."""
     return ", ".join(f"{count} {op}" if count > 1 else op for op, count in Counter(ops).items())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ce_fx.algebra import Axes, Index, Term, flat
 from ce_fx.algebra.printer import name_indices, to_string
@@ -87,10 +86,6 @@ class Product:
     def flops(self) -> int:
         """Multiply-adds counted as 2 of all steps, one forward."""
         return sum(step.flops for step in self.steps)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-able."""
-        return asdict(self)
 
 
 def lifted(term: Term, output: Axes, names: Sequence[str], weights: Sequence[bool]) -> Product:

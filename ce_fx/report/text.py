@@ -13,13 +13,13 @@ from tabulate import tabulate
 from ce_fx.report.facts import facts_of, head_of
 from ce_fx.report.lines import Line, decisions, lines_of
 from ce_fx.report.plans import plans_of
-from ce_fx.report.units import number_of, ratio, seconds, span
+from ce_fx.report.units import ratio, seconds, span
 
 if TYPE_CHECKING:
     from ce_fx.report.report import Report
 
 WIDTH = 120
-_LEAST = 24  # columns that a decision is given before the table is let grow beyond the width
+_LEAST = 24  # columns that the decision is given, by leaving others out
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Column:
 COLUMNS = {
     "layer": Column("layer", "left", lambda line: line.name),
     "kind": Column("kind", "left", lambda line: line.kind),
-    "flops": Column("FLOPs ->", "right", lambda line: number_of(line.flops[0])),
-    "flops now": Column("now", "right", lambda line: number_of(line.flops[1])),
+    "flops": Column("FLOPs ->", "right", lambda line: line.work[0]),
+    "flops now": Column("now", "right", lambda line: line.work[1]),
     "flops gain": Column("gain", "right", lambda line: ratio(*line.flops)),
     "time": Column("time ->", "right", lambda line: seconds(line.seconds[0], line.mark)),
     "time now": Column("now", "right", lambda line: seconds(line.seconds[1], line.mark)),
@@ -80,8 +80,9 @@ def _table(lines: Sequence[Line], width: int) -> str:
     """The table: without some columns where it would be too wide, and with its last one wrapped."""
     cells = {name: [column.cell(line) for line in lines] for name, column in COLUMNS.items()}
     widths = {name: max(map(len, [COLUMNS[name].heading, *column])) for name, column in cells.items()}
+    needed = min(widths["decision"], _LEAST)
     for name in DROPPED:
-        if _width(widths) > width:
+        if _width({**widths, "decision": needed}) > width:
             del cells[name], widths[name]
     room = max(_LEAST, width - _width({**widths, "decision": 0}))
     cells["decision"] = [textwrap.fill(text, room) for text in cells["decision"]]

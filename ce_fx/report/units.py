@@ -12,8 +12,13 @@ def si(number: float | None, digits: int = 4) -> str:
         return UNKNOWN
     for exponent, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if abs(number) >= 10**exponent:
-            return f"{number / 10**exponent:.{digits}g} {prefix}"
-    return f"{number:.{digits}g} "
+            return f"{_digits(number / 10**exponent, digits)} {prefix}"
+    return f"{_digits(number, digits)} "
+
+
+def _digits(number: float, digits: int) -> str:
+    """At least so many significant digits, and all that are in front of the point: 320 with two is "320"."""
+    return f"{number:.{max(digits, len(str(int(abs(number)))))}g}"
 
 
 def number_of(flops: float | None) -> str:
@@ -33,8 +38,10 @@ def span(before: float | None, after: float | None) -> str:
 
 
 def seconds(time: float | None, mark: str = "") -> str:
-    """A time in ms with three digits and a mark behind it: "4.57 ms p"; None -> "?"."""
-    return UNKNOWN if time is None else f"{time * 1e3:.3g} ms {mark}".rstrip()
+    """A time with three digits and a mark behind it: "4.57 ms p", "1.2 s m"; None -> "?"."""
+    if time is None:
+        return UNKNOWN
+    return (f"{time:.3g} s {mark}" if time >= 1 else f"{time * 1e3:.3g} ms {mark}").rstrip()
 
 
 def ratio(before: float | None, after: float | None) -> str:

@@ -9,6 +9,7 @@ from math import prod
 from torch import Tensor
 from torch.fx import Node
 
+from ce_fx.lower.gradients import gradients_of
 from ce_fx.lower.price import counted, ops_of_nodes
 from ce_fx.plan.ops import Op
 from ce_fx.plan.time_model import TimeModel
@@ -54,12 +55,12 @@ def cost_of(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bo
     macs, forward, seconds, first = 0, 0, 0.0, 0.0
     for node in nodes:
         ops = ops_of_nodes([node])
-        grads = sum(n.meta.get("needs_grad", False) for n in node.all_input_nodes) if training else 0
+        grads = gradients_of(node) if training else 0
         once = sum(op.macs for op in ops)
         forward += once
         macs += once * (1 + grads)
         first += model.seconds(ops)
-        seconds += model.seconds(ops, min(grads, 2))
+        seconds += model.seconds(ops, grads)
     peak = max((elements_of(node) for node in nodes if counted(node)), default=0)
     return Cost(2 * macs, peak * itemsize, seconds, 2 * forward, first)
 

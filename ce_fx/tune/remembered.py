@@ -20,7 +20,7 @@ from ce_fx.tune.choice import Choice
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 """Of the planner and the lowering: raise it when a stored choice could be another one today."""
 
 counters: Counter[str] = Counter()

@@ -65,8 +65,8 @@ def test_training_counts_forward_and_backward():
 def test_text_and_dict_forms():
     model = factorized_resnet18(num_classes=10, width=16).eval()
     report = ce_fx.audit(model, (torch.randn(2, 3, 32, 32),), objective="flops")
-    text = report.to_text()
-    assert text == str(report)
+    text = report.to_text(width=160)
+    assert report.to_text() == str(report)
     assert text.startswith("ce_fx audit: ResNet18, forward, eval, no grad, float32, cpu")
     assert "1 multiply-add = 2 FLOPs" in text
     assert "layer1.0.conv2     FactorizedConv" in text and "same plan as layer1.0.conv1" in text
