@@ -73,19 +73,21 @@ _PACKAGES = ("nn",)
 """Packages that are public as a whole: `ce_fx.nn` needs no import of its own."""
 
 
-def __getattr__(name: str) -> Any:
-    """A public name at its first use; afterwards it is in the module's dict and this is not called."""
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-        globals()[name] = value
-        return value
-    if name in _PACKAGES:
-        try:
-            return import_module(f"ce_fx.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"ce_fx.{name}":  # something that the package needs is missing; that is to be told
-                raise
-    raise AttributeError(f"module 'ce_fx' has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers read the imports above, and so see a name that does not exist
+
+    def __getattr__(name: str) -> Any:
+        """A public name at its first use; afterwards it is in the module's dict and this is not called."""
+        if name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+            globals()[name] = value
+            return value
+        if name in _PACKAGES:
+            try:
+                return import_module(f"ce_fx.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"ce_fx.{name}":  # something that the package needs is missing; that is to be told
+                    raise
+        raise AttributeError(f"module 'ce_fx' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

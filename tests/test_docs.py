@@ -1,4 +1,4 @@
-"""The pages say what is so: their code runs, console sessions print what they show, public names are documented."""
+"""The pages say what is so: their code runs, commands print what they show, public names are documented."""
 
 import inspect
 import re
@@ -57,8 +57,8 @@ def test_what_does_not_run_has_a_reason():
     assert 0 < len(skipped) < 12 and all(len(why) > 10 for why in skipped)
 
 
-def sessions():
-    """Console sessions that show what is printed: (page, command, output)."""
+def consoles():
+    """Commands on the pages that show what is printed: (page, command, output)."""
     found = []
     for page in PAGES:
         for block in blocks(page, "console"):
@@ -68,8 +68,8 @@ def sessions():
     return found
 
 
-@pytest.mark.parametrize(("command", "output"), sessions())
-def test_a_console_session_prints_what_it_shows(command, output, capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("command", "output"), consoles())
+def test_a_command_prints_what_the_page_shows(command, output, capsys, monkeypatch, tmp_path):
     """Times are those of the constants that come with the package, for one thread."""
     monkeypatch.setenv("CE_FX_CACHE_DIR", str(tmp_path))
     prompt, program, *arguments = shlex.split(command)

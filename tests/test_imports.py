@@ -205,3 +205,14 @@ def test_an_unknown_name_is_an_attribute_error():
         ce_fx.optimise  # noqa: B018
     with pytest.raises(ImportError):
         from ce_fx import optimise  # noqa: F401
+
+
+def test_a_first_use_inside_a_compiled_function():
+    """Dynamo looks the name up in the module, where it is not yet."""
+    code = """
+import torch, ce_fx
+x, w = torch.randn(2, 3, 8), torch.randn(4, 3, 3)
+run = torch.compile(lambda: ce_fx.conv_einsum("bsh,tsh->bth|h", x, w), fullgraph=True, backend="eager")
+print("conv_einsum" in vars(ce_fx), tuple(run().shape), torch.equal(run(), ce_fx.conv_einsum("bsh,tsh->bth|h", x, w)))
+"""
+    assert fresh(code).split("\n")[0] == "False (2, 4, 8) True"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add the two options."""
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, .. (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, .., or meta (default: cpu)")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
 
 

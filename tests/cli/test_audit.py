@@ -90,6 +90,26 @@ def test_options_reach_optimize(folder, capsys, monkeypatch):
     }
 
 
+def test_what_shapes_the_table_reaches_the_report(folder, capsys):
+    rows = ["--sort", "name", "--min-gain", "1", "--depth", "1", "--plans"]
+    out = printed(capsys, "ce_fx.cli.demo_network:Demo", "--input", "1x64x8x8", *rows)
+    assert out.index("\nhead ") < out.index("\ntt1 ") and "as written: " in out
+
+
+def test_formats_print(folder, capsys):
+    assert printed(capsys, "nets_here:Net", *X, "--format", "csv").startswith("schema,name,")
+    assert "| stem" in printed(capsys, "nets_here:Net", *X, "--format", "md")
+    assert printed(capsys, "nets_here:Net", *X, "--output", "a.html") == ""
+    assert "</html>" in (folder / "a.html").read_text()
+
+
+def test_weights_that_are_too_large_to_be_made(folder, capsys):
+    """A terabyte of them."""
+    width = 1 << 36
+    out = printed(capsys, "nets_here:Net", *X, "--kwargs", f'{{"width": {width}}}', "--device", "meta")
+    assert "stem" in out
+
+
 def test_threads_are_set(folder, capsys):
     assert "cpu 1 threads" in printed(capsys, "nets_here:Net", *X, "--threads", "1")
 
