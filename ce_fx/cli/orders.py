@@ -69,13 +69,16 @@ def compared(
         trees["dense"] = dense
     orders = [_order(name, network, tree, objective, mode, model) for name, tree in trees.items()]
     info = path_info(plan)
+    if network.n == 1:
+        return "\n".join([info.eq, *_operands(info), "one operand: there is nothing to put in order"])
+    method = "the only order" if network.n == 2 else _METHODS.get(plan.method, plan.method)
     scope = "forward + backward" if train else "forward"
     return "\n".join(
         [
             info.eq,
             *_operands(info),
             "",
-            f"plan for {objective} ({_METHODS.get(plan.method, plan.method)}), {scope}; 1 multiply-add = 2 FLOPs",
+            f"plan for {objective} ({method}), {scope}; 1 multiply-add = 2 FLOPs",
             _steps(network, plan, info, mode, model),
             "",
             drawn(plan, info),

@@ -51,7 +51,8 @@ def test_training_and_geometry_change_the_count(capsys):
 
 
 def test_small_expressions(capsys):
-    assert "operand 0" in printed(capsys, "ab->a", "2x3")
+    assert "one operand: there is nothing to put in order" in printed(capsys, "ab->a", "2x3")
+    assert "the only order" in printed(capsys, "ab,bc->ac", "2x3", "3x5")
     out = printed(capsys, "ab,bc->ac", "2x3", "3x5")
     assert "dense" not in out and "left to right" in out
     assert "x(r1)" in printed(capsys, "x(r1),(r1)y->xy", "2x3", "3x4").replace(" ", "")
