@@ -65,15 +65,16 @@ def compare(candidates: Mapping[str, Callable[[], object]], rounds: int = 11, bu
     return Timing(seconds, ratio, {name: tuple(values) for name, values in times.items()})
 
 
-def machine() -> str:
-    """The machine by its kind."""
+def machine(device: str = "cpu") -> str:
+    """The machine by its kind, with the card of a device."""
     cpu = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as info:
             cpu = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    card = f"{torch.cuda.get_device_name(device)}, " if device.startswith("cuda") else ""
+    return f"{card}{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _seconds(run: Callable[[], object], repeats: int) -> float:

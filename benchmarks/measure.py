@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,6 +36,8 @@ class Settings:
         inductor: measure Inductor as well, as written and after ce_fx.
         device: where to run.
         small: the inputs of tests.
+        batch: of the inputs, instead of the case's own.
+        autocast: to which dtype, or None.
     """
 
     rounds: int = 9
@@ -43,6 +46,28 @@ class Settings:
     inductor: bool = False
     device: str = "cpu"
     small: bool = False
+    batch: int | None = None
+    autocast: torch.dtype | None = None
+
+    @property
+    def rounding(self) -> float:
+        """By which two orders of a network may differ, of the largest output: in half precision, TF32, or float32."""
+        return 0.05 if self.autocast else 0.02 if self.device.startswith("cuda") else 1e-3
+
+    def input(self, case: Case) -> Tensor:
+        """A case's x, where it is to run."""
+        x = case.input(self.small)
+        if self.batch is not None:
+            x = torch.randn((self.batch, *x.shape[1:]), generator=torch.Generator().manual_seed(1))
+        return x.to(self.device)
+
+    def context(self, mode: str) -> AbstractContextManager[Any]:
+        """With gradients or without, and under autocast."""
+        stack = ExitStack()
+        stack.enter_context(torch.set_grad_enabled(mode == "train"))
+        if self.autocast is not None:
+            stack.enter_context(torch.autocast(torch.device(self.device).type, self.autocast))
+        return stack
 
 
 def measure(case: Case, mode: str, settings: Settings) -> Row:
@@ -53,8 +78,8 @@ def measure(case: Case, mode: str, settings: Settings) -> Row:
         mode: "forward" or "train".
         settings: how.
     """
-    x = case.input(settings.small).to(settings.device).requires_grad_(mode == "train" and not case.data)
-    with torch.set_grad_enabled(mode == "train"):
+    x = settings.input(case).requires_grad_(mode == "train" and not case.data)
+    with settings.context(mode):
         eager = None if case.fast else _first_eager(case, mode, settings, x)
         cold, *_ = _first_call(case, mode, settings, x, seed=0)
         warm, module, fast = _first_call(case, mode, settings, x, seed=1)
@@ -83,6 +108,7 @@ def measure(case: Case, mode: str, settings: Settings) -> Row:
         decisions=_decisions(fast),
         reasons=dict(Counter(f"{layer.decision}: {layer.reason}" for layer in _layers(fast))),
         difference=difference,
+        rounding=settings.rounding,
         idle=case.idle,
     )
 

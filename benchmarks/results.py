@@ -31,6 +31,7 @@ class Row:
         decisions: of the report, counted: "1 rewritten, 0 kept".
         reasons: the report's, each with how often it was given.
         difference: between both results, relative to the largest output.
+        rounding: by which two orders of a network may differ.
         idle: nothing is to be gained here.
         error: why it was not measured.
     """
@@ -46,6 +47,7 @@ class Row:
     decisions: str = ""
     reasons: dict[str, int] = field(default_factory=dict)
     difference: float = 0.0
+    rounding: float = 1e-3
     idle: bool = False
     error: str = ""
 

@@ -27,6 +27,7 @@ from benchmarks.measure import MODES, Settings, attempt, measure
 from benchmarks.results import FOLDER, Row, Run, changes, last, load, save
 from ce_fx.tune.calibrate import time_model
 
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 TUNE = {"auto": "auto", "yes": True, "no": False}
 
 
@@ -42,6 +43,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="9; with --quick 5")
     parser.add_argument("--tune", choices=list(TUNE), default="auto")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, help="of the inputs, instead of each case's own")
+    parser.add_argument("--autocast", choices=list(HALF), help="run under autocast")
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="where to write; else a new file in benchmarks/results"
     )
@@ -75,7 +78,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def mark(row: Row) -> str:
     """`<` for a row that lost, or `?` if its result is not the layer's."""
-    if row.difference > 1e-3:
+    if row.difference > row.rounding:
         return "?"
     return "<" if min(row.gain.get("written", 1.0), row.gain.get("ce_fx+inductor/inductor", 1.0)) < SLOWEST else ""
 
@@ -184,9 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> Run:
     args = parse(arguments)
     torch.set_num_threads(args.threads)
     found = chosen(cases(args.rank), args.only, args.quick)
-    options = {"tune": args.tune, "device": args.device}
+    chosen_options = {"batch": args.batch, "autocast": args.autocast}
+    options = {"tune": args.tune, "device": args.device, **{k: v for k, v in chosen_options.items() if v is not None}}
     path = args.json or FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
-    run = Run(machine(), options)
+    run = Run(machine(args.device), options)
     if (args.add or args.show) and path.exists():
         kept = load(path)
         run = run.with_rows(kept.rows) if run.comparable(kept) else run
@@ -199,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> Run:
         tune=TUNE[args.tune],
         inductor=args.inductor,
         device=args.device,
+        batch=args.batch,
+        autocast=HALF.get(args.autocast),
     )
     warnings.filterwarnings("ignore", message=".*TF32.*")
     how = "as saved"

@@ -25,9 +25,8 @@ def backend(
         CeFxError: an option is unknown or bad.
     """
     from ce_fx.options import Options
-    from ce_fx.session import handed_on, warn_of_what_is_missing
+    from ce_fx.session import handed_on
 
     chosen = Options.of({"inner": "inductor", **({"mode": mode} if mode else {}), **(options or {})})
-    warn_of_what_is_missing(chosen, stacklevel=1)
     _, running = handed_on(gm, example_inputs, chosen)
     return running.call

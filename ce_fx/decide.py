@@ -18,7 +18,9 @@ from ce_fx.algebra.canonical import canonical
 from ce_fx.inner import run_by
 from ce_fx.lift.region import Region
 from ce_fx.lower.extract import extract
+from ce_fx.lower.precision import rounded
 from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
+from ce_fx.lower.recompute import saved_bytes
 from ce_fx.lower.value import LoweringError
 from ce_fx.lower.verify import less_accurate, mismatch
 from ce_fx.options import Options
@@ -52,6 +54,7 @@ class Decision:
         candidate: what replaces the region, or None.
         mismatch: verification found another result.
         measured: the seconds were measured.
+        recompute: nothing of it is kept for the backward; only where something would be.
         alternatives: where sizes are symbolic, the ways between which sizes decide.
     """
 
@@ -65,6 +68,7 @@ class Decision:
     candidate: GraphModule | None = None
     mismatch: bool = False
     measured: bool = False
+    recompute: bool = False
     alternatives: Alternatives | None = None
 
 
@@ -95,6 +99,11 @@ class Context:
     stopped: bool = False
 
     @property
+    def checkpoint(self) -> bool:
+        """Nothing is kept for the backward but the leaves of regions; where gradients are recorded."""
+        return self.options.checkpoint and self.training
+
+    @property
     def fold(self) -> bool:
         """What depends on weights only is computed once; never where gradients are recorded."""
         return self.options.fold and not self.training
@@ -106,7 +115,8 @@ def decide(region: Region, context: Context) -> Decision | None:
         return None
     key = _signature(region, context)
     if key not in context.decided:
-        context.decided[key] = _decide_or_keep(region, context)
+        decision = _decide_or_keep(region, context)
+        context.decided[key] = _recomputing(region, decision, context) if context.checkpoint else decision
     return context.decided[key]
 
 
@@ -115,6 +125,23 @@ def undecided(region: Region, context: Context, reason: str) -> Decision | None:
     if not holds_product(region):
         return None
     return _keep(str(region.expression), _as_written(region, context), reason)
+
+
+def _recomputing(region: Region, decision: Decision, context: Context) -> Decision:
+    """A decision with what recomputation costs: what was written was compared as if it recomputed, too.
+
+    A region of which autograd saves nothing but the leaves and the result is not recomputed.
+    """
+    once, again = (cost_of(*_priced(region, context), checkpoint) for checkpoint in (False, True))
+    before = once.timed(decision.before.seconds * once.seconds / again.seconds if again.seconds else 0.0)
+    try:
+        problem = problem_of(region, context)
+        keeps = saved_bytes(decision.candidate or problem.written, problem.leaves) > 0
+    except Exception as error:  # it is then run as it is
+        log.warning("%s is not recomputed: %s: %s", region.expression, type(error).__name__, error)
+        keeps = False
+    after = decision.after if keeps or decision.candidate is not None else before
+    return replace(decision, recompute=keeps, before=before, after=after)
 
 
 def _decide_or_keep(region: Region, context: Context) -> Decision:
@@ -169,7 +196,7 @@ def _decide(region: Region, context: Context) -> Decision:
                 stacklevel=2,
             )
             return _keep(text, before, f"verification failed: {difference}", mismatch=True)
-    if dtype.itemsize == 2:
+    if dtype.itemsize == 2 or rounded(problem.leaves[0].device, dtype):
         weights = [n for n, operand in enumerate(problem.operands) if operand.constant]
         worse = less_accurate(problem.written, module, problem.leaves, problem.positive, weights)
         if worse is not None:
@@ -220,6 +247,7 @@ def _alternatives(problem: Problem, region: Region, choice: Choice) -> Alternati
         problem.itemsize,
         problem.training,
         problem.objective,
+        problem.checkpoint,
     )
 
 
@@ -228,8 +256,12 @@ def _less_work(problem: Problem, region: Region) -> tuple[Problem, Choice]:
 
     Nothing is measured, so nothing else may change: a convolution stays one, whatever a matmul is predicted to take.
     """
-    found = as_written(problem, convolves=any(op.target in CONVOLUTIONS for op in region.ops))
+    found = as_written(problem, convolves=_convolves(region))
     return problem, by_prediction(problem, found, margin=1.0) if found else kept_as_written(problem)
+
+
+def _convolves(region: Region) -> bool:
+    return any(op.target in CONVOLUTIONS for op in region.ops)
 
 
 def _has_scalings(region: Region) -> bool:
@@ -290,7 +322,7 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
     for leaf in region.derived:
         read = [known[n] for n in leaf.sources]
         known.append(Operand(all(o.constant for o in read), any(o.needs_grad for o in read)))
-    return Problem(
+    problem = Problem(
         expression=region.expression,
         operands=tuple(known),
         leaves=leaves,
@@ -305,11 +337,23 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
         model=context.model(leaves[0].device, region.precision or leaves[0].dtype, calibrate),
         precision=region.precision,
         symbolic=fakes if any(map(is_symbolic, fakes)) else (),
+        checkpoint=context.checkpoint,
+        matmuls=rounded(leaves[0].device, leaves[0].dtype) == {"conv"} and not _convolves(region),
     )
+    return replace(problem, cost=replace(problem.cost, saved=_saved(problem))) if problem.saves else problem
+
+
+def _saved(problem: Problem) -> int:
+    return saved_bytes(problem.written, problem.leaves)
 
 
 def _as_written(region: Region, context: Context, calibrate: bool = False) -> Cost:
     """The cost of a region's own nodes."""
+    return cost_of(*_priced(region, context, calibrate), context.checkpoint)
+
+
+def _priced(region: Region, context: Context, calibrate: bool = False) -> tuple[list[Node], TimeModel, int, bool]:
+    """A region's own ATen nodes that run in every call, and by what they are priced."""
     leaf = context.fakes[region.leaves[0]]
     dtype = region.precision or leaf.dtype
     model = context.model(leaf.device, dtype, calibrate)
@@ -317,7 +361,7 @@ def _as_written(region: Region, context: Context, calibrate: bool = False) -> Co
     if context.fold and not region.precision:
         once = {op for node in region.nodes if node in context.constant for op in context.ops[node]}
         ops = [op for op in ops if op not in once]
-    return cost_of(ops, model, dtype.itemsize, context.training)
+    return ops, model, dtype.itemsize, context.training
 
 
 def _keep(text: str, cost: Cost, reason: str, decision: str = "kept", **more: Any) -> Decision:

@@ -17,7 +17,7 @@ import ce_fx
 from ce_fx.options import OptionError, Options
 from ce_fx.report import GraphReport, Report
 from ce_fx.report.graph import together
-from ce_fx.session import rewritten_or_untouched, warn_of_what_is_missing
+from ce_fx.session import rewritten_or_untouched
 from ce_fx.tune.calibrate import time_model
 
 _ELSEWHERE = {
@@ -49,7 +49,6 @@ class InductorPass(CustomGraphPass):
             if name in options:
                 raise OptionError(f"{name} is no option of InductorPass: {instead}")
         self.options = Options.of({**options, "inner": "inductor"})
-        warn_of_what_is_missing(self.options, stacklevel=2)
         self.found: list[GraphReport] = []
         self._uuid: str | None = None
 

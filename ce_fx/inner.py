@@ -50,7 +50,7 @@ def run_by(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> 
     """
     inner = options.inner
     if inner == "eager":
-        _recompute_as_eager(gm)
+        recompute_as_eager(gm)
         return gm.forward
     extra: dict[str, Any] = {}
     if options.inner_options:
@@ -76,15 +76,20 @@ def checkpointed(body: GraphModule, *args: Any, **kwargs: Any) -> Any:
     return checkpoint(body, *args, **{**kwargs, "use_reentrant": False, "context_fn": context_fn})
 
 
-def _recompute_as_eager(gm: GraphModule) -> None:
-    """Checkpoints of a graph that is run node by node restore the random state before they recompute.
+def recompute_as_eager(gm: GraphModule, prefix: str = "") -> None:
+    """Checkpoints of a graph that is run node by node recompute, and restore the random state before.
 
     Dynamo's own op leaves that to AOTAutograd: without it a dropout draws another mask in the backward.
+
+    Args:
+        gm: the graph.
+        prefix: of the names of the bodies that are meant.
     """
     for module in gm.modules():
         if isinstance(module, GraphModule):
             target = torch.ops.higher_order.tag_activation_checkpoint
-            found = module.graph.find_nodes(op="call_function", target=target)
+            calls = module.graph.find_nodes(op="call_function", target=target)
+            found = [node for node in calls if str(node.args[0].target).startswith(prefix)]
             for node in found:
                 node.target = checkpointed
             if found:

@@ -25,7 +25,7 @@ from ce_fx.fold import forget
 from ce_fx.inner import check_inner
 from ce_fx.options import Options
 from ce_fx.report import Report
-from ce_fx.session import Session, rewritten_or_untouched, warn_of_what_is_missing
+from ce_fx.session import Session, rewritten_or_untouched
 from ce_fx.watch import watch
 
 log = logging.getLogger(__name__)
@@ -231,7 +231,6 @@ def _session(model: torch.nn.Module, options: Options) -> Session:
     _check(model)
     check_inner(options)
     session = Session(options, type(model).__name__)
-    warn_of_what_is_missing(options, stacklevel=3)
     session.plain = make_plain(model)
     capture_contractions()
     return session

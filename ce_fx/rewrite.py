@@ -17,9 +17,11 @@ from tqdm import tqdm
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
 from ce_fx.capture.reading import Reading, ambient, read
 from ce_fx.decide import Context, Decision, decide, holds_product, unchanged, undecided
+from ce_fx.inner import recompute_as_eager
 from ce_fx.lift.region import Region, Regions, whole_parts
 from ce_fx.lift.regions import find_regions
 from ce_fx.lower.extract import copy_of, inline
+from ce_fx.lower.recompute import PREFIX, is_alone, recompute, take_bodies
 from ce_fx.options import Options
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.report.graph import GraphReport
@@ -58,6 +60,7 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> G
     chosen = Options.of(options)
     fresh = copy_of(gm)
     rewrite_graph(fresh, example_inputs, chosen)
+    recompute_as_eager(fresh, PREFIX)
     return fresh
 
 
@@ -97,10 +100,11 @@ def rewrite_graph(
             log.warning("a plan holds for all sizes: %s: %s", type(error).__name__, error)
     inner = _bodies(gm, work, example_inputs, reading, options) if bodies else []
     result = graph_report(found, decisions, reading, context, inner)
-    if any(decision.candidate for _, decision in decisions):
+    if any(decision.candidate or decision.recompute for _, decision in decisions):
         _replace(work, decisions)
         if work is not gm:
             in_place_again(work.graph)
+            take_bodies(gm, work)
             gm.graph = work.graph
     return result
 
@@ -120,12 +124,15 @@ def _replace(gm: GraphModule, decisions: Sequence[tuple[Region, Decision]]) -> N
     replaced: dict[Node, Node] = {}
     try:
         for region, decision in decisions:
-            if decision.candidate is None:
-                continue
-            leaves = [replaced.get(leaf, leaf) for leaf in region.leaves]
-            new = inline(decision.candidate, leaves, region.output, region.nodes)
-            replaced[region.output] = new[-1]
-            log.debug("rewrote %s as %s", region.output, decision.expression)
+            nodes: Sequence[Node] = region.nodes
+            result = region.output
+            if decision.candidate is not None:
+                leaves = [replaced.get(leaf, leaf) for leaf in region.leaves]
+                nodes, result = inline(decision.candidate, leaves, region.output, region.nodes)
+                log.debug("rewrote %s as %s", region.output, decision.expression)
+            if decision.recompute and is_alone(nodes, result):
+                result = recompute(gm, nodes, result)
+            replaced[region.output] = result
         gm.graph.lint()
     except Exception:
         gm.graph = before
@@ -233,8 +240,8 @@ def _bodies(
 ) -> list[tuple[Node, GraphReport]]:
     """Rewrite the bodies of activation checkpoints, which are graphs of their own: no region reaches across.
 
-    Nothing in them is folded: they get what is computed outside as inputs only. A body that is called twice, maybe
-    with other sizes, is left alone.
+    Nothing in them is folded: they get what is computed outside as inputs only, and all of them is recomputed. A body
+    that is called twice, maybe with other sizes, is left alone.
 
     Args:
         gm: the module that the bodies belong to.
@@ -258,7 +265,7 @@ def _bodies(
             continue
         inputs = [given.get(arg, reading.fakes.get(arg)) if isinstance(arg, Node) else arg for arg in args]
         new = copy_of(old)
-        found.append((node, rewrite_graph(new, inputs, replace(options, fold=False))))
+        found.append((node, rewrite_graph(new, inputs, replace(options, fold=False, checkpoint=False))))
         gm.set_submodule(name, new)
     return found
 

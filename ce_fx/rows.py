@@ -97,7 +97,7 @@ def _row(region: Region, decision: Decision, reading: Reading, context: Context)
         name=layer_name(named),
         expression=decision.expression,
         decision=decision.decision,
-        reason=f"{decision.reason}; {apart}" if apart else decision.reason,
+        reason="; ".join(filter(None, (decision.reason, apart, _RECOMPUTED if decision.recompute else None))),
         **_numbers(decision.before, decision.after, context),
         plan=decision.plan,
         kind=_kind(named, reading),
@@ -108,6 +108,9 @@ def _row(region: Region, decision: Decision, reading: Reading, context: Context)
         terms=terms,
         products=products,
     )
+
+
+_RECOMPUTED = "recomputed in the backward"
 
 
 def _alone(nodes: Sequence[Node], decision: str, reason: str, reading: Reading, context: Context) -> LayerReport:

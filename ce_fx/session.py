@@ -33,10 +33,6 @@ from ce_fx.watch import Break, Listener, break_of, recompile_reason
 
 log = logging.getLogger(__name__)
 
-_NOT_BUILT = {
-    "checkpoint": "checkpoint=True: regions keep their intermediates; recomputation is not built yet",
-}
-
 
 class Session(Listener):
     """The compiler of one optimised model, and its memory.
@@ -106,7 +102,7 @@ class Session(Listener):
     def report(self) -> Report:
         """The audit of the latest compilation of every frame."""
         found = latest(self.compiled)
-        notes = [*describe(self.plain), *(text for name, text in _NOT_BUILT.items() if getattr(self.options, name))]
+        notes = list(describe(self.plain))
         if self.options.fold:
             folding = [each for each in self.compiled if each.running.fold is not None]
             notes += notes_of(each.running for each in latest([*found, *folding]))
@@ -171,13 +167,6 @@ def _report(compiled: Sequence[Compiled], title: str, options: Options, notes: S
 
 def _empty(options: dict[str, Any], title: str) -> Session:
     return Session(Options.of(options), title)
-
-
-def warn_of_what_is_missing(options: Options, stacklevel: int) -> None:
-    """Options that are accepted but have no effect yet are said aloud, once at each place."""
-    for name, text in _NOT_BUILT.items():
-        if getattr(options, name):
-            warnings.warn(f"ce_fx: {text}", stacklevel=stacklevel + 1)
 
 
 def handed_on(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> tuple[GraphReport, Running]:

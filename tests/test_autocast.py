@@ -311,3 +311,17 @@ def test_a_capture_under_autocast_runs_without_it():
         for run in (gm, lifted):
             assert run(x).dtype == torch.float32
             torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_two_regions_side_by_side_are_both_rewritten():
+    """The second reads what the first gives, and not the end of the first's autocast."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(16, 64, 1, bias=False),
+        nn.Conv2d(64, 4, 3, padding=1),  # its bias meets the padding of the next
+        nn.Conv2d(4, 64, 3, padding=1),
+        nn.Conv2d(64, 16, 1),
+    )
+    fast = ce_fx.optimize(model, tune=False, objective="flops")
+    check(model, fast, torch.randn(2, 16, 12, 12), lambda: torch.autocast("cpu", torch.bfloat16))
+    assert len(rewritten(fast)) == 2

@@ -51,7 +51,9 @@ def _number(value: Any) -> Any:
     return tuple(map(_number, value)) if isinstance(value, tuple) else hint(value)
 
 
-def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region: Sequence[Node]) -> tuple[Node, ...]:
+def inline(
+    candidate: GraphModule, leaves: Sequence[Node], output: Node, region: Sequence[Node]
+) -> tuple[tuple[Node, ...], Node]:
     """Put a module's nodes in place of a region: before its output node, which they replace.
 
     Args:
@@ -61,7 +63,7 @@ def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region:
         region: the region's nodes in graph order, `output` last; erased.
 
     Returns:
-        The new nodes, in order, with metadata.
+        The new nodes, in order, with metadata; and the one that gives the result.
     """
     graph = output.graph
     copies: dict[Node, Node] = dict(zip(candidate.graph.find_nodes(op="placeholder"), leaves, strict=True))
@@ -88,7 +90,7 @@ def inline(candidate: GraphModule, leaves: Sequence[Node], output: Node, region:
             if isinstance(value, Tensor | torch.SymInt):
                 copy.meta.update(dict.fromkeys(keys, value))
     replace_region(output, result, region)
-    return tuple(new)
+    return tuple(new), result
 
 
 def replace_region(output: Node, new: Node, region: Sequence[Node]) -> None:

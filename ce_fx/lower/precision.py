@@ -75,6 +75,29 @@ def in_precision(module: GraphModule, leaves: Sequence[Tensor], weights: Collect
     module.recompile()
 
 
+def rounded(device: torch.device, dtype: torch.dtype) -> frozenset[str]:
+    """Which of "conv" and "matmul" may round operands of float32 to fewer bits on a device, by torch's settings.
+
+    On cards with TensorFloat-32 convolutions do and matmuls do not, unless the user has set it otherwise; an operand
+    keeps 11 bits of 24 then. Other dtypes are never rounded.
+    """
+    if dtype not in (torch.float32, torch.complex64):
+        return frozenset()
+    backends: Any = torch.backends  # its flags are properties that a type checker does not see
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < _TF32:
+            return frozenset()
+        flags = {"conv": backends.cudnn.conv, "matmul": backends.cuda.matmul}
+    elif device.type == "cpu":
+        flags = {"conv": backends.mkldnn.conv, "matmul": backends.mkldnn.matmul}
+    else:
+        return frozenset()
+    return frozenset(op for op, flag in flags.items() if flag.fp32_precision in ("tf32", "bf16"))
+
+
+_TF32 = (8, 0)  # the first capability with it: Ampere
+
+
 def is_cast(node: Any) -> bool:
     """Whether an ATen node casts an input of its graph: autocast does so, too, and nothing is read of it."""
     names = ("aten::_to_copy", "aten::to")

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
 
-from ce_fx.plan.costs import Goal, Mode, Splits, time_goal
+from ce_fx.plan.costs import Goal, Splits, time_goal
+from ce_fx.plan.modes import Mode
 from ce_fx.plan.network import Network
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.planner import make_plan, plan_of, written_tree

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
+from ce_fx.plan.modes import Mode, differentiable, grads, runs
 from ce_fx.plan.network import Network
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import Step, step_of
@@ -22,8 +23,6 @@ StepCost: TypeAlias = Callable[[int, int, Cost], Cost]
 Pair: TypeAlias = tuple[int, int]
 Splits: TypeAlias = Mapping[int, Pair]
 """A tree as a table: each joined subset and the two subsets that it is made of."""
-Mode: TypeAlias = Literal["forward", "train", "fold"]
-MODES: tuple[Mode, ...] = ("forward", "train", "fold")
 
 _FOLDED = 1000  # a folded step is paid once for many evaluations: a thousandth
 
@@ -95,24 +94,21 @@ def foldable(network: Network, subset: int) -> bool:
     return network.size(subset) <= 2 * max(dense, *(network.operand_size(n) for n in range(network.n)))
 
 
-def grads(network: Network, left: int, right: int) -> int:
-    """How many gradients the backward of a step computes: one for each side that needs one."""
-    return bool(left & network.differentiable) + bool(right & network.differentiable)
-
-
 def flops_goal(network: Network, mode: Mode, limit: int | None = None) -> Goal:
-    """Exact multiply-adds. In training each gradient is as much again; a folded step counts a thousandth.
+    """Exact multiply-adds. In training each gradient is as much again, and so is what is recomputed; a folded step
+    counts a thousandth.
 
     The backward of `z = sum(x * y)` is two more such sums, with as many multiply-adds each: DESIGN.md's
     `1 + left needs grad + right needs grad`.
     """
     flops = _pair_flops(network)
     size = network.size
-    if mode == "train":
-        grad = network.differentiable
+    if mode in ("train", "checkpoint"):
+        grad, once = differentiable(network, mode), network.everything if mode == "checkpoint" else 0
 
-        def train(left: int, right: int, room: Cost) -> Cost:
-            return flops(left, right) * (1 + (left & grad != 0) + (right & grad != 0))
+        def train(left: int, right: int, room: Cost) -> Cost:  # `runs` and `grads`, in the innermost loop
+            times = 1 + (once != 0 and left | right != once)
+            return flops(left, right) * (times + (left & grad != 0) + (right & grad != 0))
 
         return Goal(train, size, limit=limit)
     folds = Memo(lambda subset: foldable(network, subset))
@@ -195,13 +191,12 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
     prices: dict[object, float] = {}
     slowest = 1 / model.fastest
     least = min(r.t0 * min(1, r.alone) for r in model.forward_rates.values())
-    grad = network.differentiable if mode == "train" else 0
     folds = Memo(lambda subset: mode == "fold" and foldable(network, subset))
 
-    def priced(step: Step, grads: int) -> float:
+    def priced(step: Step, wanted: int, times: int) -> float:
         if limit is None:
-            return best_way(step, network, model, grads)[0]
-        return model.seconds(ops_of_way(step, network, ways_of(step, network)[0]), grads)
+            return best_way(step, network, model, wanted, times)[0]
+        return model.seconds(ops_of_way(step, network, ways_of(step, network)[0]), wanted, times)
 
     def step(left: int, right: int, room: Cost) -> Cost:
         if right & -right < left & -left:  # one price for both orders of the sides
@@ -210,11 +205,11 @@ def time_goal(network: Network, mode: Mode, model: TimeModel, limit: int | None 
         bound = (least + flops(left, right) * slowest) * weight
         if bound >= room:
             return bound
-        grads = (left & grad != 0) + (right & grad != 0)
-        key = (signature(network, left, right), grads)
+        wanted, times = grads(network, left, right, mode), runs(network, left | right, mode)
+        key = (signature(network, left, right), wanted, times)
         price = prices.get(key)
         if price is None:
-            price = prices[key] = priced(step_of(network, left, right), grads)
+            price = prices[key] = priced(step_of(network, left, right), wanted, times)
         return price * weight
 
     return Goal(step, network.size, limit=limit)

@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Literal, NoReturn, TypeAlias
 
-from ce_fx.plan.costs import MODES, Cost, Goal, Mode, Splits, flops_goal, peak_goal, saved_goal, time_goal
+from ce_fx.plan.costs import Cost, Goal, Splits, flops_goal, peak_goal, saved_goal, time_goal
 from ce_fx.plan.greedy import greedy, reconfigure, starts
+from ce_fx.plan.modes import MODES, Mode
 from ce_fx.plan.network import Network
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.search import (
@@ -72,7 +73,8 @@ def make_plan(
         network: what to evaluate.
         objective: "flops": multiply-adds. "memory": the largest intermediate, in mode "train" the intermediates that
             autograd saves; then multiply-adds. "time": seconds by the time model.
-        mode: "forward"; "train": forward and backward; "fold": what depends on constants only is computed once.
+        mode: "forward"; "train": forward and backward; "checkpoint": the same, and all but the last step once more
+            in the backward; "fold": what depends on constants only is computed once.
         optimize: "auto"; "optimal": exact over all trees, up to 16 operands; "greedy"; "written"; or a path in
             opt_einsum's linear convention: pairs of positions in a list of operands from which the two are taken and
             to whose end the result is put.

@@ -32,6 +32,7 @@ from typing import TypeAlias
 from ce_fx.algebra import Index
 from ce_fx.plan.grid import Grid
 from ce_fx.plan.kinds import conv_family, kind_of, left_is_larger, ops_of
+from ce_fx.plan.modes import grads, runs
 from ce_fx.plan.network import Network
 from ce_fx.plan.ops import Op
 from ce_fx.plan.time_model import TimeModel
@@ -74,15 +75,17 @@ def ops_of_way(step: Step, network: Network, way: Way) -> tuple[Op, ...]:
     return ops
 
 
-def best_way(step: Step, network: Network, model: TimeModel, grads: int) -> tuple[float, Way]:
-    """The fastest way by a time model, and its predicted seconds; `grads` operands get a gradient.
+def best_way(step: Step, network: Network, model: TimeModel, wanted: int, times: int = 1) -> tuple[float, Way]:
+    """The fastest way by a time model, and its predicted seconds: `wanted` operands get a gradient.
+
+    The forward runs `times` times.
 
     A way that is not that of the kind has to be faster by the error that a prediction can have.
     """
     first, *others = ways_of(step, network)
-    best = (model.seconds(ops_of_way(step, network, first), grads), first)
+    best = (model.seconds(ops_of_way(step, network, first), wanted, times), first)
     for way in others:
-        best = min(best, (_CAUTION * model.seconds(ops_of_way(step, network, way), grads), way))
+        best = min(best, (_CAUTION * model.seconds(ops_of_way(step, network, way), wanted, times), way))
     return best
 
 
@@ -92,14 +95,14 @@ def best_ways(network: Network, tree: Tree, mode: str, model: TimeModel) -> dict
     Args:
         network: what to evaluate.
         tree: the order.
-        mode: "train" counts the backward.
+        mode: "train" counts the backward, "checkpoint" a second forward, too.
         model: prices ops.
     """
-    grad = network.differentiable if mode == "train" else 0
     ways = {}
     for left, right in splits_of(tree):
         step = step_of(network, left, right)
-        way = best_way(step, network, model, (left & grad != 0) + (right & grad != 0))[1]
+        wanted, times = grads(network, left, right, mode), runs(network, left | right, mode)
+        way = best_way(step, network, model, wanted, times)[1]
         if way != ways_of(step, network)[0]:
             ways[left | right] = way
     return ways

@@ -21,12 +21,13 @@ from ce_fx.capture.replay import replayed
 from ce_fx.lower.derive import POSITIVE
 from ce_fx.lower.multiply import CONVS
 from ce_fx.lower.precision import in_precision, is_cast
+from ce_fx.lower.recompute import saved_bytes
 from ce_fx.lower.strides import order_of, same_format, same_strides, with_ones, with_order
 from ce_fx.lower.sums import candidate
 from ce_fx.lower.value import LoweringError
 from ce_fx.plan.candidates import make_plans
-from ce_fx.plan.costs import Mode
 from ce_fx.plan.kinds import kind_of
+from ce_fx.plan.modes import Mode
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.ops import Op
 from ce_fx.plan.plan import Plan, PlanError
@@ -48,6 +49,7 @@ Draft: TypeAlias = tuple[Program, tuple[Plan, ...]]
 """How a sum is factored, and a plan for each of its products."""
 
 _HOPELESS = 3.0  # times the predicted cost of the best draft, from which one is not lowered
+_SLOWER = 1.1  # times the fastest, which saving memory in training may cost
 _PEAK = 4, 1 << 26  # a candidate may need this many times the memory of what is written, and 64 MB
 
 
@@ -70,6 +72,8 @@ class Problem:
         model: predicts seconds.
         precision: the dtype to which autocast casts the operands of products, None without autocast.
         symbolic: fake values of the leaves with their symbolic sizes; none where there are no such sizes.
+        checkpoint: nothing is kept for the backward, which recomputes.
+        matmuls: what can be a matmul is one: convolutions round their operands on this device, and none is written.
     """
 
     expression: Expression
@@ -86,6 +90,8 @@ class Problem:
     model: TimeModel
     precision: torch.dtype | None = None
     symbolic: tuple[Tensor, ...] = ()
+    checkpoint: bool = False
+    matmuls: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -97,7 +103,14 @@ class Problem:
         """What the planner weighs steps by."""
         if self.fold:
             return "fold"
-        return "train" if self.training and any(operand.needs_grad for operand in self.operands) else "forward"
+        if not self.training or not any(operand.needs_grad for operand in self.operands):
+            return "forward"
+        return "checkpoint" if self.checkpoint else "train"
+
+    @property
+    def saves(self) -> bool:
+        """Whether what is saved for the backward is to be little."""
+        return self.objective == "memory" and self.mode == "train"
 
     @property
     def constant(self) -> frozenset[int]:
@@ -132,11 +145,18 @@ class Candidate:
 def candidates(problem: Problem) -> list[Candidate]:
     """What could replace a region, the best by its objective first; priced as emitted.
 
+    Where the memory of training counts these are those that take at most 1.1 times as long as the fastest, as written
+    included; perhaps there is none.
+
     Raises:
         PlanError: no order keeps to the memory limit.
         LoweringError: none has an exact form in torch ops.
     """
-    return _affordable(problem, drafts(problem))
+    if not problem.saves:
+        return _affordable(problem, drafts(problem))
+    found = _affordable(problem, [*drafts(problem), *drafts(replace(problem, objective="time"))])
+    limit = _SLOWER * min([problem.cost.seconds, *(one.cost.seconds for one in found)])
+    return [one for one in found if one.cost.seconds <= limit]
 
 
 def as_written(problem: Problem, convolves: bool) -> list[Candidate]:
@@ -157,6 +177,18 @@ def _in_one_way(plan: Plan, convolves: bool) -> Plan:
     joined = [(a, b) for a, b in splits_of(plan.tree) if (a | b) & ~network.constant]
     matmuls = [a | b for a, b in joined if kind_of(step_of(network, a, b), network) == "mm"]
     return replace(plan, ways=dict.fromkeys(matmuls, "mm_conv") if convolves else {})
+
+
+def _in_matmuls(plan: Plan) -> Plan:
+    """A plan without the 1x1 convolutions that could be matmuls."""
+    network = plan.network
+    steps = {a | b: step_of(network, a, b) for a, b in splits_of(plan.tree)}
+    pixels = {subset: "matmul" for subset, step in steps.items() if kind_of(step, network) == "pixels"}
+    ways = {subset: _MATMULS.get(way, way) for subset, way in plan.ways.items()}
+    return replace(plan, ways={**ways, **pixels})
+
+
+_MATMULS = {"mm_conv": "mm", "unfold_conv": "unfold", "taps_conv": "taps"}
 
 
 def _affordable(problem: Problem, given: Sequence[Draft]) -> list[Candidate]:
@@ -181,6 +213,8 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
             symbolic sizes.
     """
     order = order_of(problem.output)
+    if problem.matmuls:
+        plans = list(map(_in_matmuls, plans))
     module = candidate(program, plans, problem.leaves, problem.derived, order)
     if problem.precision is not None:
         weights = [n for n, operand in enumerate(problem.operands) if operand.constant]
@@ -193,7 +227,9 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     nodes = [node for group in reading.ops.values() for node in group if not is_cast(node)]
     if problem.fold:
         nodes = every_time(nodes, done)
-    cost = cost_of(nodes, problem.model, problem.itemsize, problem.training)
+    cost = cost_of(nodes, problem.model, problem.itemsize, problem.training, problem.checkpoint)
+    if problem.saves:
+        cost = replace(cost, saved=saved_bytes(module, problem.leaves))
     return Candidate(program, tuple(plans), module, cost, tuple(nodes))
 
 

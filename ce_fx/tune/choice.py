@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ce_fx.lower.emit import LoweringError, has_images
+from ce_fx.plan.modes import grads, runs
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
 from ce_fx.plan.ways import ops_of_way, ways_of
@@ -77,6 +78,8 @@ def choose(problem: Problem, tune: str | bool, inner: Inner | None = None) -> Ch
         LoweringError: no order has an exact form in torch ops.
     """
     found = candidates(problem)
+    if not found:
+        return kept_as_written(problem)
     choice = by_prediction(problem, found)
     if tune is True or (tune == "auto" and not _is_clear(problem, found)):
         choice = _by_clock(problem, found, choice, inner, asked=tune is True)
@@ -144,8 +147,8 @@ def _by_clock(
     with plain_mode(device), torch.set_grad_enabled(problem.training):
         leaves = random_leaves(problem)
         as_written = run_of(forward_of(problem, problem.written, leaves), leaves)
-        runs = [run_of(forward_of(problem, one.module, leaves), leaves) for one in finalists]
-        first = _quiet(lambda: race([as_written, *runs], device, _BUDGET))
+        runners = [run_of(forward_of(problem, one.module, leaves), leaves) for one in finalists]
+        first = _quiet(lambda: race([as_written, *runners], device, _BUDGET))
         if first is None:
             return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
         best = finalists[min(range(len(finalists)), key=lambda n: first.seconds[n + 1])]
@@ -211,8 +214,8 @@ def with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]
         variants = list(islice(_variants(problem, best), _VARIANTS))
         if not variants:
             return best
-        runs = [run_of(forward_of(problem, one.module, leaves), leaves) for one in (best, *variants)]
-        result = race(runs, device, _BUDGET)
+        runners = [run_of(forward_of(problem, one.module, leaves), leaves) for one in (best, *variants)]
+        result = race(runners, device, _BUDGET)
         if result.noise > _NOISE or result.gains[result.winner] < _TIE:
             return best
         best = variants[result.winner - 1]
@@ -252,9 +255,10 @@ def other_ways(problem: Problem, plan: Plan) -> Iterator[tuple[int, str, float]]
         if problem.fold and not (left | right) & ~network.constant:
             continue  # done once
         step = step_of(network, left, right)
-        grads = bool(left & network.differentiable) + bool(right & network.differentiable) if problem.training else 0
+        mode = problem.mode
+        wanted, times = grads(network, left, right, mode), runs(network, left | right, mode)
         ways = ways_of(step, network)
-        seconds = {way: problem.model.seconds(ops_of_way(step, network, way), grads) for way in ways}
+        seconds = {way: problem.model.seconds(ops_of_way(step, network, way), wanted, times) for way in ways}
         table.append((left | right, plan.ways.get(left | right, ways[0]), seconds))
     heavy = _HEAVY * sum(seconds[now] for _, now, seconds in table)
     for subset, now, seconds in table:

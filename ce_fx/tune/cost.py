@@ -25,6 +25,7 @@ class Cost:
         peak: bytes of the largest intermediate, the result included.
         seconds: predicted time.
         forward_flops, forward_seconds: the part of both that is forward; all of it when not training.
+        saved: in training, where memory is what counts: bytes that are kept for the backward.
     """
 
     flops: int
@@ -32,10 +33,12 @@ class Cost:
     seconds: float
     forward_flops: int = 0
     forward_seconds: float = 0.0
+    saved: int | None = None
 
     def of(self, objective: str) -> float:
-        """The number that an objective minimises."""
-        return {"time": self.seconds, "flops": float(self.flops), "memory": float(self.peak)}[objective]
+        """The number that an objective minimises; for memory what is saved for the backward, else the peak."""
+        memory = self.peak if self.saved is None else self.saved
+        return {"time": self.seconds, "flops": float(self.flops), "memory": float(memory)}[objective]
 
     def timed(self, seconds: float) -> Cost:
         """The same ops with their time as it was measured; the forward part is the predicted share of it."""
@@ -43,7 +46,7 @@ class Cost:
         return replace(self, seconds=seconds, forward_seconds=share * seconds)
 
 
-def cost_of(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bool) -> Cost:
+def cost_of(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bool, checkpoint: bool = False) -> Cost:
     """The cost of some ATen nodes (with fake values, and `needs_grad` where a gradient flows).
 
     Args:
@@ -51,16 +54,19 @@ def cost_of(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bo
         model: predicts seconds.
         itemsize: bytes of an element.
         training: count the backward of what needs a gradient.
+        checkpoint: count all but the last op twice forward: they are recomputed in the backward.
     """
     macs, forward, seconds, first = 0, 0, 0.0, 0.0
+    last = next((node for node in reversed(nodes) if counted(node)), None)
     for node in nodes:
         ops = ops_of_nodes([node])
+        runs = 2 if checkpoint and node is not last else 1
         grads = gradients_of(node) if training else 0
         once = sum(op.macs for op in ops)
         forward += once
-        macs += once * (1 + grads)
+        macs += once * (runs + grads)
         first += model.seconds(ops)
-        seconds += model.seconds(ops, grads)
+        seconds += model.seconds(ops, grads, runs)
     peak = max((elements_of(node) for node in nodes if counted(node)), default=0)
     return Cost(2 * macs, peak * itemsize, seconds, 2 * forward, first)
 

@@ -39,12 +39,14 @@ class Alternatives:
     itemsize: int
     training: bool
     objective: str
+    checkpoint: bool = False
 
     def costs(self) -> tuple[float, float]:
         """Of the way that is taken, and of the best; infinite for sizes that leave nothing to compute."""
         if any(elements_of(op) <= 0 for ops in self.ways for op in ops if op.meta.get("val") is not None):
             return inf, inf
-        each = [cost_of(ops, self.model, self.itemsize, self.training).of(self.objective) for ops in self.ways]
+        rest = (self.model, self.itemsize, self.training, self.checkpoint)
+        each = [cost_of(ops, *rest).of(self.objective) for ops in self.ways]
         return each[self.taken], min(each)
 
 

@@ -96,6 +96,7 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
             "derived": [repr(leaf) for leaf in problem.derived],
             "written": list(written),
             "training": problem.training,
+            "checkpoint": problem.checkpoint,
             "fold": problem.fold,
             "objective": problem.objective,
             "memory_limit": problem.memory_limit,

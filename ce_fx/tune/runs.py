@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ce_fx.capture.reading import read
 from ce_fx.capture.undisturbed import own_metrics
 from ce_fx.lower.extract import copy_of
 from ce_fx.lower.hoist import Facts, hoist
+from ce_fx.lower.recompute import recomputed
 from ce_fx.lower.verify import random_like
 from ce_fx.tune.candidates import Problem
 
@@ -50,6 +52,8 @@ def random_leaves(problem: Problem) -> list[Tensor]:
 
 def forward_of(problem: Problem, module: GraphModule, leaves: Sequence[Tensor]) -> Callable[..., Tensor]:
     """What runs in every call: the module, with `fold` without the steps that depend on weights only."""
+    if problem.checkpoint:
+        return partial(recomputed, module)
     if not problem.fold:
         return module.forward
     reading = read(module, problem.leaves)

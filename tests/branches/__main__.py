@@ -6,11 +6,13 @@ Each program is the one of its seed, so a run may be cut into ranges, and a fail
 import argparse
 import json
 import multiprocessing
+import os
 from collections import Counter
 from pathlib import Path
 from time import perf_counter
 
 from tests.branches.compare import check
+from tests.branches.program import DEVICE
 
 
 def main():
@@ -18,8 +20,10 @@ def main():
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=1000, help="how many seeds")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where the programs run")
     parser.add_argument("--out", type=Path, help="a JSON file of what was seen so far; a run goes on where it stopped")
     args = parser.parse_args()
+    os.environ[DEVICE] = args.device  # for the processes
     stop, began = args.first + args.count, perf_counter()
     seen, failed, done = Counter(), [], args.first
     if args.out and args.out.exists():

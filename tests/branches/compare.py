@@ -112,7 +112,9 @@ def gradients(model, result):
     """Of all results and changed inputs, by leaves and weights; None where the program itself cannot be trained."""
     leaves, outputs, inputs = result
     generator = torch.Generator().manual_seed(0)
-    loss = sum((y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum() for y in (*outputs, *inputs))
+    loss = sum(
+        (y * torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)).sum() for y in (*outputs, *inputs)
+    )
     wanted = [*leaves, *(p for p in model.parameters() if p.requires_grad)]
     found = torch.autograd.grad(loss, wanted, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]

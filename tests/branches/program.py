@@ -1,6 +1,7 @@
 """Random programs as Python source: what they are, and how one that fails is cut down."""
 
 import operator
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +13,9 @@ from torch import nn
 
 WRITES = {"iadd": operator.iadd, "isub": operator.isub, "imul": operator.imul, "setitem": operator.setitem}
 NAMES = {"torch": torch, "F": F, **WRITES}
+
+DEVICE = "CE_FX_PROGRAMS_DEVICE"
+"""Environment variable: where the programs run, the CPU by default."""
 
 _IN_PLACE = re.compile(r"\w_\(|\bi(add|sub|mul)\(|\bsetitem\(")
 
@@ -65,7 +69,8 @@ def values(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Numbers of an input or a weight; those of a weight keep the size of what it is multiplied with."""
     generator = torch.Generator().manual_seed(sum(ord(letter) * 31**n for n, letter in enumerate(name)))
     wide = prod(shape[1:]) if name.startswith("w") and len(shape) > 1 else 1
-    return torch.randn(shape, generator=generator, dtype=torch.float64) / wide**0.5
+    numbers = torch.randn(shape, generator=generator, dtype=torch.float64) / wide**0.5
+    return numbers.to(os.environ.get(DEVICE, "cpu"))
 
 
 def tidy(whole: Program) -> Program:

@@ -54,10 +54,10 @@ def operands_of(tree):
 
 
 def price(problem, tree, differentiable=frozenset()):
-    """Multiply-adds, training multiply-adds, largest intermediate, saved activations, and sizes by operand set."""
+    """Multiply-adds, those of training and with recomputation, largest intermediate, saved activations, and sizes by operand set."""
     everything = frozenset(operands_of(tree))
     lengths = _lengths(problem, tree)
-    result = {"flops": 0, "train": 0, "largest": 0, "saved": 0, "sizes": {}}
+    result = {"flops": 0, "train": 0, "checkpoint": 0, "largest": 0, "saved": 0, "sizes": {}}
 
     def letters(subset):
         inside = {x for n in subset for x in problem.terms[n]}
@@ -87,6 +87,7 @@ def price(problem, tree, differentiable=frozenset()):
         needs = [bool(side & differentiable) for side in (left, right)]
         result["flops"] += cost
         result["train"] += cost * (1 + sum(needs))
+        result["checkpoint"] += cost * ((1 if both == everything else 2) + sum(needs))
         result["largest"] = max(result["largest"], size(both))
         for kept, other in ((left, right), (right, left)):
             if len(kept) > 1 and other & differentiable:

@@ -46,6 +46,8 @@ def check(seed, most):
     assert plan.largest == price(problem, plan.tree)["largest"]
     plan = make_plan(network, objective="flops", mode="train")
     assert price(problem, plan.tree, grads)["train"] == best("train")
+    plan = make_plan(network, objective="flops", mode="checkpoint")
+    assert price(problem, plan.tree, grads)["checkpoint"] == best("checkpoint")
     plan = make_plan(network, objective="memory")
     least = best("largest")
     assert plan.largest == least

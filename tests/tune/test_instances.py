@@ -46,6 +46,12 @@ def test_no_two_strata_and_no_two_seeds_are_alike():
     assert [one.op for one in found] != [one.op for one in instances("conv", 7, seed=1)]
 
 
+def test_a_step_of_work_that_no_shape_takes_is_not_waited_for():
+    found = instances("mm", 30, seed=1, device="cuda")  # one of the last of 30 is out of reach
+    assert len(found) == 30
+    assert {one.op.family for one in found} == {"mm"}
+
+
 def test_a_faster_device_gets_larger_work():
     for family in FAMILIES:
         largest = instances(family, 7, device="cuda")[-1].op

@@ -1,0 +1,283 @@
+"""`checkpoint=True` and `memory_limit`: what is kept for the backward and what is made on the way, byte by byte."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+import ce_fx
+from tests.models import factorized_conv
+from tests.test_autocast import MODELS, Bypass, Factorised2d, Merged, Rebuilt
+
+OPTIONS = {"tune": False, "objective": "flops"}
+INNER = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+
+
+class Between(nn.Module):
+    """Two regions and what is between them."""
+
+    def __init__(self, between=torch.relu):
+        super().__init__()
+        self.a, self.b, self.between = Factorised2d(), Rebuilt(), between
+
+    def forward(self, x):
+        return self.b(self.between(self.a(x)))
+
+
+class Bottleneck(nn.Module):
+    """Best as it is written: there is nothing to merge."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(96, 4, bias=False), nn.Linear(4, 96, bias=False)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def tensorly():
+    pytest.importorskip("tltorch")
+    return nn.Sequential(*(factorized_conv(16, 16, factorization=form) for form in ("tt", "tucker")))
+
+
+CASES = {
+    **{name: (kind, shape) for name, (kind, shape) in MODELS.items()},
+    "between": (Between, (4, 16, 12, 12)),
+    "bottleneck": (Bottleneck, (64, 96)),
+    "tensorly": (tensorly, (2, 16, 10, 10)),
+}
+
+
+def made(name):
+    kind, shape = CASES[name]
+    model = kind().double()
+    return model, torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def gradients(run, model, x):
+    """A value, its gradients, and the bytes kept for the backward beside inputs, weights and the result."""
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = run(x)
+    for tensor in (x, y, *model.parameters()):
+        kept.pop(tensor.untyped_storage()._cdata, None)
+    bytes_kept = sum(kept.values())
+    weights = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(y.dtype)
+    return [y, *torch.autograd.grad(y, [x, *model.parameters()], weights)], bytes_kept
+
+
+def same(found, expected, tight=1e-10):
+    for mine, true in zip(found, expected, strict=True):
+        assert mine.dtype == true.dtype
+        assert float((mine - true).abs().max()) <= tight * max(1.0, float(true.abs().max()))
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients(name, inner):
+    model, x = made(name)
+    expected, before = gradients(model, model, x)
+    fast = ce_fx.optimize(model, (x,), checkpoint=True, inner=inner, **OPTIONS)
+    found, kept = gradients(fast, model, x)
+    same(found, expected)
+    assert kept < before or inner == "inductor"  # which weighs what is cheap to keep by itself
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "tensorly"])  # that is two regions in a row
+def test_a_region_keeps_its_inputs_only(name, inner):
+    model, x = made(name)
+    fast = ce_fx.optimize(model, (x,), checkpoint=True, inner=inner, **OPTIONS)
+    _, kept = gradients(fast, model, x)
+    assert kept == (4 * 16 * 12 * 12 * 8 if name == "between" else 0)  # the result of the relu is read by a region
+
+
+def test_without_it_more_is_kept():
+    model, x = made("between")
+    fast = ce_fx.optimize(model, (x,), **OPTIONS)
+    assert gradients(fast, model, x)[1] > 4 * 16 * 12 * 12 * 8
+
+
+def test_what_is_kept_as_written_is_recomputed_too():
+    model, x = made("bottleneck")
+    fast = ce_fx.optimize(model, (x,), checkpoint=True, **OPTIONS)
+    (row,) = ce_fx.report(fast).layers
+    assert row.decision == "kept"
+    assert row.reason.endswith("recomputed in the backward")
+    assert row.flops_after > row.flops_before
+
+
+def test_one_convolution_is_not_recomputed():
+    model, x = nn.Conv2d(3, 5, 3, bias=False), torch.randn(2, 3, 8, 8)
+    fast = ce_fx.optimize(model, (x,), checkpoint=True, **OPTIONS)
+    (row,) = ce_fx.report(fast).layers
+    assert "recomputed" not in row.reason
+    (gm,) = ce_fx.graph_modules(fast)
+    assert not list(gm.children())
+
+
+def test_without_gradients_nothing_is_recomputed():
+    model, x = made("between")
+    fast = ce_fx.optimize(model, checkpoint=True, **OPTIONS)
+    with torch.no_grad():
+        same([fast(x)], [model(x)])
+    assert not any("recomputed" in row.reason for row in ce_fx.report(fast).layers)
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_under_the_users_own_checkpoint(inner):
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Between(), Factorised2d()
+
+        def forward(self, x):
+            return self.second(checkpoint(self.first, x, use_reentrant=False).relu())
+
+    model, x = Nested().double(), torch.randn(2, 16, 9, 9, dtype=torch.float64, requires_grad=True)
+    expected, _ = gradients(model, model, x)
+    fast = ce_fx.optimize(model, (x,), checkpoint=True, inner=inner, **OPTIONS)
+    found, kept = gradients(fast, model, x)
+    same(found, expected)
+    assert ce_fx.report(fast).count("rewritten") == 3
+    assert kept <= 2 * 16 * 9 * 9 * 8 * 2  # what the first gives, and its relu
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_random_numbers_between_regions_are_those_of_the_model(inner):
+    model = Between(nn.Dropout(0.5)).double().train()
+    x = torch.randn(2, 16, 9, 9, dtype=torch.float64, requires_grad=True)
+    fast = ce_fx.optimize(model, (x,), checkpoint=True, inner=inner, **OPTIONS)
+    torch.manual_seed(7)
+    expected, _ = gradients(model, model, x)
+    torch.manual_seed(7)
+    found, _ = gradients(fast, model, x)
+    same(found, expected)
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", [Factorised2d, Merged, Bypass])
+def test_autocast(kind, inner):
+    model = kind()
+    x = torch.randn({Factorised2d: (4, 16, 12, 12), Merged: (4, 64), Bypass: (4, 20, 64)}[kind], requires_grad=True)
+    fast, plain = (ce_fx.optimize(model, checkpoint=each, inner=inner, **OPTIONS) for each in (True, False))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, before = gradients(plain, model, x)
+        found, kept = gradients(fast, model, x)
+    same(found, expected, 0.05)
+    assert kept < before
+
+
+def test_symbolic_sizes():
+    model, x = made("between")
+    fast = ce_fx.optimize(model, checkpoint=True, dynamic=True, **OPTIONS)
+    for batch, size in ((4, 12), (3, 17), (5, 9)):
+        x = torch.randn(batch, 16, size, size, dtype=torch.float64, requires_grad=True)
+        found, kept = gradients(fast, model, x)
+        same(found, gradients(model, model, x)[0])
+        assert kept == batch * 16 * size * size * 8
+    assert len(ce_fx.graph_modules(fast)) == 1
+
+
+def test_the_pure_pass():
+    model, x = made("between")
+    gm = torch.fx.symbolic_trace(model)
+    new = ce_fx.rewrite(gm, (x,), checkpoint=True, **OPTIONS)
+    found, kept = gradients(new, new, x)
+    expected, _ = gradients(gm, gm, x)
+    assert kept == 4 * 16 * 12 * 12 * 8
+    order = [name for name, _ in gm.named_parameters()]
+    assert [name for name, _ in new.named_parameters()] == order
+    same(found, expected)
+
+
+def test_behind_the_backend():
+    model, x = made("between")
+    run = torch.compile(model, backend="ce_fx", options={"inner": "aot_eager", "checkpoint": True, **OPTIONS})
+    expected, before = gradients(model, model, x)
+    run(x)
+    found, kept = gradients(run, model, x)
+    same(found, expected)
+    assert kept < before / 3
+
+
+def test_a_second_derivative():
+    model, x = made("factorised")
+    fast = ce_fx.optimize(model, (x,), checkpoint=True, **OPTIONS)
+    results = []
+    for run in (model, fast):
+        (first,) = torch.autograd.grad(run(x).pow(3).sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), list(model.parameters())))
+    same(results[1], results[0], 1e-9)
+
+
+# --- limits
+
+
+class Sizes(TorchDispatchMode):
+    """Bytes of every new tensor, by its shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest, self.shapes = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in known:
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return result
+
+
+class Wide(nn.Module):
+    """Left to right its first product is large; the other way round nothing is."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(512, 8) / 3), nn.Parameter(torch.randn(8, 512) / 23)
+
+    def forward(self, x):
+        return F.linear(F.linear(x, self.a), self.b)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_no_intermediate_of_forward_or_backward_is_over_the_limit(checkpointed):
+    model = Wide().double()
+    x = torch.randn(400, 8, dtype=torch.float64, requires_grad=True)
+    limit = 400 * 8 * 8
+    with Sizes() as written:
+        model(x).sum().backward()
+    assert written.largest > limit
+    fast = ce_fx.optimize(model, (x,), memory_limit=limit, checkpoint=checkpointed, **OPTIONS)
+    found, _ = gradients(fast, model, x)
+    same(found, gradients(model, model, x)[0])
+    new = ce_fx.rewrite(torch.fx.symbolic_trace(model), (x,), memory_limit=limit, checkpoint=checkpointed, **OPTIONS)
+    with Sizes() as sizes:
+        torch.autograd.grad(new(x), [x, *new.parameters()], torch.ones_like(x))
+    assert sizes.largest <= max(limit, *(p.numel() * 8 for p in model.parameters()))  # gradients are as large as they
+
+
+# --- little memory at nearly the best time
+
+
+def test_memory_in_training_is_what_is_saved_at_no_more_than_a_tenth_over_the_best_time():
+    torch.manual_seed(0)
+    model, x = made("factorised")
+    fast = ce_fx.optimize(model, (x,), objective="memory", tune=False)
+    timed = ce_fx.optimize(model, (x,), objective="time", tune=False)
+    (expected, before), (found, kept), (_, by_time) = (gradients(run, model, x) for run in (model, fast, timed))
+    same(found, expected)
+    assert kept < before
+    assert kept <= by_time
+    seconds = {run: ce_fx.report(run).time_after for run in (fast, timed)}
+    assert seconds[fast] <= 1.1 * min(seconds[timed], ce_fx.report(timed).time_before) * 1.0001
