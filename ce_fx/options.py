@@ -39,8 +39,8 @@ class Options:
             (the largest intermediate; in training what autograd saves, among orders within a tenth of the best time).
         tune: "auto": measure where the prediction is close; True: always; False: never. The default is what the
             environment variable CE_FX_TUNE says (auto, 1, 0), else "auto".
-        memory_limit: bytes that no intermediate of a plan may exceed, forward and backward; None for no limit. What runs
-            as written is not bounded by it.
+        memory_limit: bytes that no intermediate of a plan may exceed, forward and backward; None for no limit. What
+            runs as written is not bounded by it.
         checkpoint: in training keep no intermediate of a region; compute them again in the backward.
         fold: compute what depends on weights only once, in calls without gradients. A promise that weights change only
             in ways that can be seen (see `refresh`).

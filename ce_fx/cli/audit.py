@@ -59,6 +59,7 @@ def add(commands: Any) -> argparse.ArgumentParser:
     options.add_argument("--objective", choices=("time", "flops", "memory"), help="default: time")
     options.add_argument("--tune", action=argparse.BooleanOptionalAction, help="measure always, or never")
     options.add_argument("--fold", action="store_true", help="for serving: what depends on weights only counts as made")
+    options.add_argument("--checkpoint", action="store_true", help="for training: regions recompute, see --train")
     options.add_argument("--inner", metavar="NAME", help="what runs the graph: eager, aot_eager, inductor, ..")
     options.add_argument("--mode", help="of the inner backend, such as max-autotune")
     options.add_argument("--memory-limit", metavar="BYTES", help="of the largest intermediate: 500000, 64M, 2G")
@@ -130,6 +131,10 @@ def _options(given: argparse.Namespace) -> dict[str, Any]:
         if given.train:
             raise Mistake("--fold is for serving, without gradients: leave --fold or --train out")
         options["fold"] = True
+    if given.checkpoint:
+        if not given.train:
+            raise Mistake("--checkpoint is for training: add --train, or leave it out")
+        options["checkpoint"] = True
     if given.quiet:
         options["verbose"] = False
     Options.of(options)

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from ce_fx.algebra.parser import ParsedExpression
 from ce_fx.cli.drawing import drawn
 from ce_fx.errors import ExpressionError
-from ce_fx.plan.costs import Mode
+from ce_fx.plan.modes import Mode
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.ops import Op
 from ce_fx.plan.path_info import PathInfo, path_info

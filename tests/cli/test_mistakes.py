@@ -64,6 +64,7 @@ AUDITS = [
     (["nets_here:Net", "--input", X, "--inner", "inductr"], ["did you mean 'inductor'"]),
     (["nets_here:Net", "--input", X, "--memory-limit", "lots"], ["no number of bytes", "64M"]),
     (["nets_here:Net", "--input", X, "--train", "--fold"], ["--fold is for serving"]),
+    (["nets_here:Net", "--input", X, "--checkpoint"], ["--checkpoint is for training"]),
 ]
 
 
