@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv lint format test quick fuzz programs demo bench bench-quick clean
+.PHONY: docs examples venv lint format test quick fuzz programs demo bench bench-quick clean
 
 venv: $(STAMP)
 
@@ -43,6 +43,15 @@ programs: venv
 
 demo: venv
 	OMP_NUM_THREADS=2 $(BIN)/python -m examples.demo
+
+# Pages with every example run; a warning is an error. They are in docs/_build/index.html.
+docs: venv
+	$(BIN)/pip install --quiet -e '.[docs]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build
+
+# What the examples print, on this machine, into examples/outputs.
+examples: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples --write
 
 bench: venv
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.table --threads 2

@@ -2,22 +2,25 @@
 
 `fast = ce_fx.optimize(model)`, `torch.compile(model, backend="ce_fx")`, `ce_fx.audit(model, (x,))`,
 `ce_fx.conv_einsum("bshw,rt,rs,rh,rw->bthw|hw", x, wt, ws, wh, ww)`.
+
+Importing the package imports none of its modules: what a public name needs is imported when the name is first used.
 """
 
-from typing import Any
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-# Packages and modules first: importing one binds its name here, and some names are those of functions.
-import ce_fx.capture
-import ce_fx.lift
-import ce_fx.report  # noqa: F401
-from ce_fx.audit import audit
-from ce_fx.capture.export import capture
-from ce_fx.conv_einsum import contract_expression, contract_path, conv_einsum
-from ce_fx.errors import CaptureError, CeFxError, ExpressionError
-from ce_fx.lifted import lift
-from ce_fx.optimize import graph_modules, optimize, optimize_, refresh, report, restore_
-from ce_fx.report import LayerReport, Report
-from ce_fx.rewrite import rewrite
+if TYPE_CHECKING:
+    from ce_fx.audit import audit
+    from ce_fx.capture.export import capture
+    from ce_fx.conv_einsum import contract_expression, contract_path, conv_einsum
+    from ce_fx.errors import CaptureError, CeFxError, ExpressionError
+    from ce_fx.inductor_pass import InductorPass
+    from ce_fx.lifted import lift
+    from ce_fx.optimize import graph_modules, optimize, optimize_, refresh, report, restore_
+    from ce_fx.report import LayerReport, Report
+    from ce_fx.rewrite import rewrite
 
 __version__ = "0.1.0"
 
@@ -43,11 +46,65 @@ __all__ = [
     "rewrite",
 ]
 
+_HOMES = {
+    "CaptureError": "ce_fx.errors",
+    "CeFxError": "ce_fx.errors",
+    "ExpressionError": "ce_fx.errors",
+    "InductorPass": "ce_fx.inductor_pass",
+    "LayerReport": "ce_fx.report",
+    "Report": "ce_fx.report",
+    "audit": "ce_fx.audit",
+    "capture": "ce_fx.capture.export",
+    "contract_expression": "ce_fx.conv_einsum",
+    "contract_path": "ce_fx.conv_einsum",
+    "conv_einsum": "ce_fx.conv_einsum",
+    "graph_modules": "ce_fx.optimize",
+    "lift": "ce_fx.lifted",
+    "optimize": "ce_fx.optimize",
+    "optimize_": "ce_fx.optimize",
+    "refresh": "ce_fx.optimize",
+    "report": "ce_fx.optimize",
+    "restore_": "ce_fx.optimize",
+    "rewrite": "ce_fx.rewrite",
+}
+"""Public name -> the module that defines it."""
 
-def __getattr__(name: str) -> Any:
-    """`InductorPass` waits until it is asked for: it imports Inductor, which takes as long as torch itself."""
-    if name == "InductorPass":
-        from ce_fx.inductor_pass import InductorPass
+_PACKAGES = ("nn",)
+"""Packages that are public as a whole: `ce_fx.nn` needs no import of its own."""
 
-        return InductorPass
-    raise AttributeError(f"module 'ce_fx' has no attribute {name!r}")
+
+if not TYPE_CHECKING:  # type checkers read the imports above, and so see a name that does not exist
+
+    def __getattr__(name: str) -> Any:
+        """A public name at its first use; afterwards it is in the module's dict and this is not called."""
+        if name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+            globals()[name] = value
+            return value
+        if name in _PACKAGES:
+            try:
+                return import_module(f"ce_fx.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"ce_fx.{name}":  # something that the package needs is missing; that is to be told
+                    raise
+        raise AttributeError(f"module 'ce_fx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What there is, imported yet or not."""
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Seven public functions have the name of a module of ours: importing that module must not hide the function.
+
+    The import system sets every module as an attribute of its package. `from ce_fx.audit import audit` would so turn
+    `ce_fx.audit` into a module; and whether it had would depend on who imported what, and when.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

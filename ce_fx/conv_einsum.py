@@ -62,6 +62,9 @@ def conv_einsum(
     and kernels w_j: `y[o] = sum over k of x[stride*o - left + dilation*(k_1 + .. + k_m)] * w_1[k_1] * .. * w_m[k_m]`,
     zero outside x. All other letters mean what they mean in `torch.einsum`.
 
+    The notation is that of conv_einsum (Rabbani et al., arXiv 2401.03384), with torch's cross-correlation in place of
+    the paper's convolution unless `flip` is set. Calls are planned once for each string, shapes and options.
+
     Args:
         string: such as `"bshw,rt,rs,rh,rw->bthw|hw"`.
         *operands: tensors of one floating point or complex dtype, on one device.
@@ -116,6 +119,8 @@ def contract_path(
     string: str, *operands: Any, shapes: bool = False, objective: str = "flops", **options: Any
 ) -> tuple[list[tuple[int, ...]], PathInfo]:
     """Plan an expression without evaluating it.
+
+    Call, path and fields are those of `opt_einsum.contract_path` (Smith and Gray, JOSS 2018), with convolution letters.
 
     Args:
         string: as in `conv_einsum`.

@@ -85,6 +85,7 @@ class Context:
         training: gradients are recorded.
         ops: own node -> its ATen nodes.
         decided: decisions by signature, so that equal regions are decided once.
+        stopped: the user wants no more planning.
     """
 
     gm: GraphModule
@@ -95,6 +96,7 @@ class Context:
     training: bool
     ops: Mapping[Node, tuple[Node, ...]]
     decided: dict[object, Decision] = field(default_factory=dict)
+    stopped: bool = False
 
     @property
     def checkpoint(self) -> bool:
@@ -116,6 +118,13 @@ def decide(region: Region, context: Context) -> Decision | None:
         decision = _decide_or_keep(region, context)
         context.decided[key] = _recomputing(region, decision, context) if context.checkpoint else decision
     return context.decided[key]
+
+
+def undecided(region: Region, context: Context, reason: str) -> Decision | None:
+    """A region kept as written without a look at it; None if it holds no product."""
+    if not holds_product(region):
+        return None
+    return _keep(str(region.expression), _as_written(region, context), reason)
 
 
 def _recomputing(region: Region, decision: Decision, context: Context) -> Decision:

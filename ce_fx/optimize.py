@@ -52,7 +52,7 @@ def optimize(
         args: positional inputs to capture and plan on now, in the current grad mode; None waits for the first call.
             Buffers and random states are left as they were.
         kwargs: keyword inputs for the same.
-        **options: see API.md; they are copied.
+        **options: those of `ce_fx.options.Options`; they are copied.
 
     Returns:
         The view.
@@ -95,7 +95,14 @@ def optimize_(
 
 
 def restore_(model: torch.nn.Module) -> None:
-    """Undo `optimize_`, or of a view what `optimize` did to attributes: the model runs as written again."""
+    """Undo `optimize_`, or of a view what `optimize` did to attributes: the model runs as written again.
+
+    Args:
+        model: what `optimize_` was given, or a view; for anything else nothing is done.
+
+    Returns:
+        None. The graphs that were compiled for it are released.
+    """
     session = model.__dict__.pop(_SESSION, None) if isinstance(model, torch.nn.Module) else None
     if isinstance(session, Session):
         undo([*session.plain, *_of_view(model, session.plain)])
@@ -105,6 +112,9 @@ def restore_(model: torch.nn.Module) -> None:
 def graph_modules(fast: torch.nn.Module) -> list[GraphModule]:
     """The graphs that run, in the order in which they were compiled; each prints as code.
 
+    Args:
+        fast: an optimised model. Before its first call there are none.
+
     Raises:
         CeFxError: the model was not optimised.
     """
@@ -113,6 +123,12 @@ def graph_modules(fast: torch.nn.Module) -> list[GraphModule]:
 
 def report(fast: torch.nn.Module) -> Report:
     """What was done to an optimised model, layer by layer.
+
+    Args:
+        fast: an optimised model; what has not been called yet is not in the report.
+
+    Returns:
+        The report of the latest compilation of every part: FLOPs (a multiply-add is 2), seconds, bytes.
 
     Raises:
         CeFxError: the model was not optimised.

@@ -32,9 +32,26 @@ _TUNES: dict[str, str | bool] = {"auto": "auto", "1": True, "0": False}
 
 @dataclass(frozen=True)
 class Options:
-    """Options of `optimize`, `rewrite`, `audit` and the backend; see API.md for what each means.
+    """Options of every front door: `optimize`, `rewrite`, `audit`, `InductorPass` and the backend.
 
-    `memory_limit` is in bytes.
+    Attributes:
+        objective: what a plan minimises: "time" (predicted, then measured seconds), "flops" (multiply-adds) or "memory"
+            (the largest intermediate; in training what autograd saves, among orders within a tenth of the best time).
+        tune: "auto": measure where the prediction is close; True: always; False: never. The default is what the
+            environment variable CE_FX_TUNE says (auto, 1, 0), else "auto".
+        memory_limit: bytes that no intermediate of a plan may exceed, forward and backward; None for no limit. What
+            runs as written is not bounded by it.
+        checkpoint: in training keep no intermediate of a region; compute them again in the backward.
+        fold: compute what depends on weights only once, in calls without gradients. A promise that weights change only
+            in ways that can be seen (see `refresh`).
+        verify: run each rewritten region once against its original nodes, and keep the original on a mismatch.
+        dynamic: symbolic sizes, as in `torch.compile`: None (when a size has changed), True, False.
+        fullgraph: a graph break is an error, as in `torch.compile`.
+        inner: what runs the rewritten graph: "eager", "inductor", another backend that `torch.compile` knows, or a
+            callable.
+        inner_options: handed to the inner backend.
+        mode: of the inner backend, such as "max-autotune".
+        verbose: a progress bar: None on a terminal when planning takes long, True always, False never.
     """
 
     objective: Objective = "time"

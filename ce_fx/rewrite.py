@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
 from ce_fx.capture.modules import open_modules
 from ce_fx.capture.reading import Reading, ambient, read
-from ce_fx.decide import Context, Decision, decide, holds_product, unchanged
+from ce_fx.decide import Context, Decision, decide, holds_product, unchanged, undecided
 from ce_fx.inner import recompute_as_eager
 from ce_fx.lift.region import Region, Regions, whole_parts
 from ce_fx.lift.regions import find_regions
@@ -32,6 +33,9 @@ from ce_fx.tune.cost import rest_of_graph
 from ce_fx.tune.ranges import good_sizes
 
 log = logging.getLogger(__name__)
+
+STOPPED = "planning was stopped by Ctrl-C"
+"""The reason of layers that are kept because of that."""
 
 LEAST_GAIN = 0.03
 """A graph that gains a smaller share of its time is handed on untouched."""
@@ -146,7 +150,22 @@ def _decisions(found: Regions, context: Context) -> list[tuple[Region, Decision]
     hidden = None if verbose is None else not verbose  # tqdm's None: hidden unless on a terminal
     slow = 2.0 if verbose is None else 0.0  # seconds until it shows
     with tqdm(found.regions, desc="ce_fx: planning", unit="region", disable=hidden, delay=slow, leave=False) as bar:
-        return [pair for region in bar for pair in _decided(region, context)]
+        return [pair for region in bar for pair in _until_stopped(region, context)]
+
+
+def _until_stopped(region: Region, context: Context) -> list[tuple[Region, Decision]]:
+    """The decision for a region; after Ctrl-C what is not decided yet is kept, and what is decided holds.
+
+    Planning can take long, and is not what a user wants to lose a run for. A second Ctrl-C comes when the model runs.
+    """
+    try:
+        if not context.stopped:
+            return _decided(region, context)
+    except KeyboardInterrupt:
+        context.stopped = True
+        warnings.warn(f"ce_fx: {STOPPED}; what was planned before is used", stacklevel=2)
+    decision = undecided(region, context, STOPPED)
+    return [] if decision is None else [(region, decision)]
 
 
 def _decided(region: Region, context: Context) -> list[tuple[Region, Decision]]:

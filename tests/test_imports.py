@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "report": {"algebra", "plan"},
     "nn": {"algebra", "plan", "lower"},
 }
+DOORS = {"cli"}  # front doors that are packages
 LEAVES = {"errors", "options", "provenance", "sizes"}
 NO_TORCH = {"algebra", "plan"}
 HEAVY = {"networkx", "cotengra", "matplotlib", "tensorly", "tltorch", "peft"}
@@ -74,7 +75,7 @@ def test_no_arrow_points_back(room):
 
 def test_every_room_has_its_line_here():
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert rooms <= set(MAY_IMPORT)
+    assert rooms <= set(MAY_IMPORT) | DOORS
 
 
 @pytest.mark.parametrize(
@@ -140,3 +141,79 @@ def test_it_runs_with_what_it_requires_and_nothing_else():
     done = subprocess.run(code, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-1] == "1"
+
+
+LATER = {"networkx", "sympy", "mpmath", "opt_einsum", "tabulate", "tqdm", "platformdirs", "cotengra", "matplotlib"}
+LATER |= {"torch._dynamo", "torch._inductor", "torch._functorch", "torch.fx.experimental.symbolic_shapes"}
+LATER |= {"torch.distributed.fsdp", "tensorly", "tltorch", "peft", "scipy", "pandas"}
+
+ADDED = """
+import sys, torch
+before = set(sys.modules)
+import ce_fx, ce_fx.compile_backend, ce_fx.cli
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def fresh(code):
+    """What a fresh process prints."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_import_adds_none_of_the_slow_modules_to_torch():
+    """`import ce_fx` takes 0.1 s at most beside `import torch`: what is imported is checked, since times vary."""
+    added = set(fresh(ADDED).split())
+    assert {"ce_fx", "ce_fx.compile_backend", "ce_fx.cli"} <= added
+    assert [name for name in added if any(name == slow or name.startswith(f"{slow}.") for slow in LATER)] == []
+    assert len([name for name in added if name.startswith("ce_fx")]) < 20
+
+
+def test_import_of_the_package_alone_needs_no_torch():
+    assert fresh("import sys, ce_fx; print('torch' in sys.modules, ce_fx.__version__)").split()[0] == "False"
+
+
+def test_the_table_of_homes_is_the_list_of_public_names():
+    import ce_fx
+
+    assert list(ce_fx._HOMES) == [name for name in ce_fx.__all__ if name not in ce_fx._PACKAGES]
+    assert sorted(ce_fx.__all__) == ce_fx.__all__
+    assert set(ce_fx.__all__) <= set(dir(ce_fx))
+    for name, home in ce_fx._HOMES.items():
+        assert getattr(ce_fx, name) is getattr(sys.modules[home], name)
+
+
+HIDING = """
+import ce_fx.audit, ce_fx.capture, ce_fx.lift.rules, ce_fx.report.names, ce_fx.rewrite
+import ce_fx.optimize, ce_fx.conv_einsum, importlib
+print(all(callable(getattr(ce_fx, name)) for name in ce_fx._HOMES))
+import ce_fx
+importlib.reload(ce_fx)
+from ce_fx import *
+print(callable(audit), callable(report), ce_fx.audit is audit)
+"""
+
+
+def test_importing_a_module_does_not_hide_the_function_of_its_name():
+    assert set(fresh(HIDING).split()) == {"True"}
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import ce_fx
+
+    with pytest.raises(AttributeError, match="no attribute 'optimise'"):
+        ce_fx.optimise  # noqa: B018
+    with pytest.raises(ImportError):
+        from ce_fx import optimise  # noqa: F401
+
+
+def test_a_first_use_inside_a_compiled_function():
+    """Dynamo looks the name up in the module, where it is not yet."""
+    code = """
+import torch, ce_fx
+x, w = torch.randn(2, 3, 8), torch.randn(4, 3, 3)
+run = torch.compile(lambda: ce_fx.conv_einsum("bsh,tsh->bth|h", x, w), fullgraph=True, backend="eager")
+print("conv_einsum" in vars(ce_fx), tuple(run().shape), torch.equal(run(), ce_fx.conv_einsum("bsh,tsh->bth|h", x, w)))
+"""
+    assert fresh(code).split("\n")[0] == "False (2, 4, 8) True"

@@ -163,11 +163,16 @@ def short(reason: str) -> str:
 def _folded(layers: Sequence[LayerReport], depth: int, full: bool) -> list[Line]:
     groups: dict[str, list[LayerReport]] = {}
     for layer in layers:
-        groups.setdefault(".".join(layer.name.split(".")[:depth]), []).append(layer)
+        groups.setdefault(_module(layer.name, depth), []).append(layer)
     return [
         _single(group, full)[0] if len(group) == 1 else Line(name, *_counted(group), tuple(group))
         for name, group in groups.items()
     ]
+
+
+def _module(name: str, depth: int) -> str:
+    """The module at a depth that a layer belongs to; "a.0 .. b" and "matmul at net.py:12" are of the model itself."""
+    return name if " " in name else ".".join(name.split(".")[:depth])
 
 
 def _summed(layers: Sequence[LayerReport], name: str) -> list[Line]:

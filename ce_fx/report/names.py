@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from torch.fx import Node
 
 _ROOT = re.compile(r"^L\[['\"][^'\"]*['\"]\]\.?")
 _INPUT = re.compile(r"^L\[['\"]([^'\"]*)['\"]\]")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _ITEM = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]")
 _TABLE = re.compile(r"(?:\.__dict__\[['\"]_modules['\"]\]|\._(?:modules|parameters|buffers))(?=\[)")
 """Where Dynamo looks a child up: `._modules['a']`, or `.__dict__['_modules']['a']` where a class has its own way."""
@@ -30,11 +32,14 @@ def stack_of(node: Node) -> list[tuple[str, str]]:
 def layer_name(nodes: Sequence[Node]) -> str:
     """The module path of a stretch: the innermost module that holds all of it, or the first and last if that is all.
 
+    What the model itself computes, in no sub-module, goes by its op and the line it stands on: "matmul at net.py:12".
     Without metadata it is the name of a sub-module that is called, else the last node's name.
     """
     paths = list(dict.fromkeys(_path(node) for node in nodes if _path(node)))
     if not paths:
-        return nodes[-1].name
+        last = nodes[-1]
+        place = _line_of(last)
+        return f"{getattr(last.target, '__name__', last.target)} at {place}" if place else last.name
     common = _common(paths)
     return common if common or len(paths) == 1 else f"{paths[0]} .. {paths[-1]}"
 
@@ -59,6 +64,12 @@ def kind_of_layer(nodes: Sequence[Node]) -> str:
             if path == name:
                 return kind
     return str(getattr(nodes[-1].target, "__name__", nodes[-1].target))
+
+
+def _line_of(node: Node) -> str:
+    """File and line of the user's code that made a node, or ""."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    return f"{PurePath(frames[-1][0]).name}:{frames[-1][1]}" if frames else ""
 
 
 def _path(node: Node) -> str:

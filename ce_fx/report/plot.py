@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from ce_fx.report.report import Report
 
+_UNITS = (12, "TFLOPs"), (9, "GFLOPs"), (6, "MFLOPs"), (3, "kFLOPs"), (0, "FLOPs")
 _BEFORE, _AFTER = "#9aa5b1", "#2563eb"
 
 
@@ -24,12 +25,17 @@ def plot_of(report: Report) -> Figure:
     places = range(len(layers))
     size = max(6.0, 0.4 * len(layers) + 2), 7
     figure, (top, bottom) = pyplot.subplots(2, 1, sharex=True, figsize=size, layout="constrained")
-    for axes, name, unit, scale in ((top, "flops", "GFLOPs", 1e-9), (bottom, "time", "ms", 1e3)):
+    most = max((layer.flops_before or 0 for layer in layers), default=0)
+    power, prefixed = next(one for one in _UNITS if most >= 10 ** one[0] or not one[0])
+    for axes, name, unit, scale in ((top, "flops", prefixed, 10.0**-power), (bottom, "time", "ms", 1e3)):
         before = [scale * (getattr(layer, f"{name}_before") or 0) for layer in layers]
         after = [scale * (getattr(layer, f"{name}_after") or 0) for layer in layers]
         axes.bar([place - 0.2 for place in places], before, 0.4, label="as written", color=_BEFORE)
         axes.bar([place + 0.2 for place in places], after, 0.4, label="now", color=_AFTER)
         axes.set_ylabel(unit)
+        for place, layer in enumerate(layers):
+            if getattr(layer, f"{name}_before") is None:
+                axes.text(place, 0, "?", ha="center", va="bottom")
     marks = {layer.mark for layer in layers if layer.time_before is not None}
     known = {"m": "measured", "p": "predicted"}
     bottom.set_ylabel(f"ms ({' and '.join(known[mark] for mark in sorted(marks))})" if marks else "ms")

@@ -1,5 +1,7 @@
 """Audits of what cannot run, and what their titles and rows say."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ce_fx
-from tests.audit.zoo import Attention, Written
+from tests.audit.zoo import Attention, Written, made
 
 
 class Net(nn.Module):
@@ -103,6 +105,14 @@ def test_attention_is_a_row_with_its_flops_and_no_speedup_comes_from_it():
     ops = {one.op: one.count for one in report.elsewhere}
     assert ops["gelu"] == ops["layer_norm"] == 1
     assert "gelu 1" in str(report)
+
+
+def test_what_is_in_no_module_goes_by_the_line_that_it_stands_on():
+    model, x = made("chain of matrices")
+    (row,) = ce_fx.audit(model.eval(), (x,)).layers
+    assert re.fullmatch(r"matmul at zoo\.py:\d+", row.name)
+    report = ce_fx.audit(model.eval(), (x,))
+    assert row.name in report.to_text(depth=1), "and is folded into nothing"
 
 
 def test_bytes_and_ops_elsewhere_add_up():

@@ -34,6 +34,11 @@ def priced(function, *shapes):
         (lambda x: F.interpolate(x, (5, 5), mode="bicubic"), [(1, 2, 3, 3)], 16 * 50),
         (lambda x: F.interpolate(x, (5, 5)), [(1, 2, 3, 3)], 0),
         (lambda x, y, w: F.bilinear(x, y, w), [(2, 3), (2, 4), (5, 3, 4)], 2 * 5 * 3 * 4 + 2 * 5 * 4),
+        (
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
+            [(2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 4)],
+            6 * 5 * 7 * (8 + 4),
+        ),
     ],
 )
 def test_multiply_adds(function, shapes, macs):

@@ -12,9 +12,9 @@ from ce_fx.tune.cost import cost_of, rest_of_graph
 MODEL = TimeModel.default("cpu")
 
 
-def ops(module, *shapes, grad=False):
+def ops(module, *shapes, grad=False, record=False):
     inputs = [torch.randn(shape, requires_grad=grad) for shape in shapes]
-    with torch.set_grad_enabled(grad):
+    with torch.set_grad_enabled(grad or record):
         reading = read(torch.fx.symbolic_trace(module), inputs)
     return [op for group in reading.ops.values() for op in group]
 
@@ -26,6 +26,33 @@ def test_multiply_adds_are_counted_as_two_and_gradients_as_often_as_they_are_nee
     assert cost_of(ops(layer, (2, 3, 8, 8), grad=True), MODEL, 4, training=True).flops == 3 * forward
     layer.requires_grad_(False)
     assert cost_of(ops(layer, (2, 3, 8, 8), grad=True), MODEL, 4, training=True).flops == 2 * forward
+
+
+def test_a_bias_is_added_and_not_multiplied():
+    layer = nn.Conv2d(3, 4, 3)
+    forward = 2 * 2 * 4 * 6 * 6 * 3 * 9
+    assert cost_of(ops(layer, (2, 3, 8, 8), grad=True), MODEL, 4, training=True).flops == 3 * forward
+    assert cost_of(ops(layer, (2, 3, 8, 8), record=True), MODEL, 4, training=True).flops == 2 * forward
+    layer.weight.requires_grad_(False)
+    assert cost_of(ops(layer, (2, 3, 8, 8), record=True), MODEL, 4, training=True).flops == forward
+
+
+def test_a_factor_that_occurs_twice_has_a_gradient_for_each():
+    class Square(nn.Module):
+        def forward(self, x):
+            return x @ x
+
+    assert cost_of(ops(Square(), (5, 5), grad=True), MODEL, 4, training=True).flops == 3 * 2 * 5**3
+
+
+def test_the_forward_part_is_kept_apart_and_shares_what_is_measured():
+    layer = nn.Conv2d(3, 4, 3)
+    both = cost_of(ops(layer, (2, 3, 8, 8), grad=True), MODEL, 4, training=True)
+    alone = cost_of(ops(layer, (2, 3, 8, 8)), MODEL, 4, training=False)
+    assert (both.forward_flops, both.forward_seconds) == (alone.flops, alone.seconds)
+    assert (alone.forward_flops, alone.forward_seconds) == (alone.flops, alone.seconds)
+    timed = both.timed(2 * both.seconds)
+    assert timed.forward_seconds == pytest.approx(2 * both.forward_seconds) and timed.flops == both.flops
 
 
 def test_the_peak_is_the_largest_result_in_bytes():
