@@ -107,6 +107,12 @@ def test_attention_is_a_row_with_its_flops_and_no_speedup_comes_from_it():
     assert "gelu 1" in str(report)
 
 
+def test_what_counts_the_batches_of_a_batch_norm_is_no_layer():
+    report = ce_fx.audit(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (torch.randn(2, 3, 8, 8),), train=True)
+    assert [(layer.name, layer.decision, layer.flops_before) for layer in report.layers[1:]] == [("1", "refused", 0)]
+    assert "statistics" in report.layers[1].reason
+
+
 def test_what_is_in_no_module_goes_by_the_line_that_it_stands_on():
     model, x = made("chain of matrices")
     (row,) = ce_fx.audit(model.eval(), (x,)).layers

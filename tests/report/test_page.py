@@ -8,7 +8,7 @@ import pytest
 from ce_fx.report import Report
 from ce_fx.report.drawing import bar, network, tree
 from tests.report.browser import CHROMIUM, DRIVER, browser
-from tests.report.made import LAYERS, PLAN, REPORT, TERM, rewritten
+from tests.report.made import LAYERS, PLAN, REPORT, TERM, rewritten, same
 
 VOID = {"meta", "link", "br", "circle", "rect", "line", "path"}
 
@@ -109,6 +109,12 @@ def test_everything_is_escaped(form):
     reader = read(getattr(report, form)())
     assert not reader.all("img") and "onerror" not in {name for _, attributes in reader.found for name in attributes}
     assert evil in "".join(reader.text)
+
+
+def test_refused_casts_share_a_row():
+    casts = [same(name, "refused", f"reason of {name}", 0, 1e-6, "") for name in "ab"]
+    text = " ".join("".join(read(Report((LAYERS[0], *casts)).to_html()).text).split())
+    assert "(2 without multiply-adds)" in text and "2 refused" in text and "refused: b - reason of b" in text
 
 
 def test_an_empty_report_has_a_page():
