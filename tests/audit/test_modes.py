@@ -156,3 +156,20 @@ def test_what_could_not_be_counted_is_a_question_mark_with_a_reason():
     assert row.decision == "refused" and row.flops_after is None and "twice" in row.reason
     assert report.flops_before == sum(layer.flops_before for layer in report.layers if layer is not row) > 0
     assert " + ?" in str(report) and f"?: not counted, and in no total: {row.name}" in str(report)
+
+
+class Factors(nn.Module):
+    """Three factors, met by an input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(8, 30)), nn.Parameter(torch.randn(30, 2))
+
+    def forward(self, x, *, y):
+        return x @ self.a @ self.b + torch.relu(y) @ self.a @ self.b
+
+
+def test_operands_go_by_the_names_that_a_user_gave():
+    report = ce_fx.audit(Factors().eval(), (torch.randn(64, 8),), {"y": torch.randn(64, 8)}, objective="flops")
+    names = {operand.name for layer in report.layers for one in layer.terms for operand in one.operands}
+    assert {"input 0", "a", "b"} <= names and any(name.startswith("from relu at test_modes.py:") for name in names)

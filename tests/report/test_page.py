@@ -7,8 +7,9 @@ import pytest
 
 from ce_fx.report import Report
 from ce_fx.report.drawing import bar, network, tree
+from ce_fx.report.product import Operand, Product
 from tests.report.browser import CHROMIUM, DRIVER, browser
-from tests.report.made import LAYERS, PLAN, REPORT, TERM, rewritten, same
+from tests.report.made import LAYERS, PLAN, REPORT, TERM, A, B, X, rewritten, same
 
 VOID = {"meta", "link", "br", "circle", "rect", "line", "path"}
 
@@ -129,6 +130,18 @@ def test_a_network_has_a_node_for_each_tensor_and_a_line_for_each_shared_index()
     text = "".join(reader.text)
     assert "r=2" in text and "s=64" in text and "h=56/3 w=56/3" in text
     assert "(2) r=2" in "".join(read(network(PLAN, numbered=True)).text)
+
+
+def test_a_drawing_is_as_large_as_what_is_drawn():
+    leg = Operand("a.factor", ("x", "y"), (3, 4), weight=True)
+    chain = Product("ab,bc,cx,xy->ay", (X, A, B, leg), ("a", "x", "y"))
+    for drawn in (network(TERM), network(chain), tree(PLAN)):
+        reader = read(drawn)
+        left, top, width, height = map(float, reader.all("svg")[0]["viewbox"].split())
+        for one in reader.found:
+            for name, low, size in (("x", left, width), ("y", top, height)):
+                for value in (one[1].get(key) for key in (name, f"{name}1", f"{name}2", f"c{name}")):
+                    assert value is None or low <= float(value) <= low + size
 
 
 def test_a_tree_has_a_circle_for_each_tensor_and_step():
