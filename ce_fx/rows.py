@@ -58,9 +58,10 @@ def graph_report(
     inside = {node for region, _ in decisions for node in region.nodes}
     called = {node for node, _ in bodies}
     rows = [(order[region.output], _row(region, decision, reading, context)) for region, decision in decisions]
-    for node, refusal in found.refusals.items():
-        rows.append((order[node], _alone([node], "refused", refusal.reason, reading, context)))
-    outside = [node for node in order if node not in {*inside, *found.refusals, *called}]
+    refused = {node: one.reason for node, one in found.refusals.items() if not _only_counts(node, reading)}
+    for node, why in refused.items():
+        rows.append((order[node], _alone([node], "refused", why, reading, context)))
+    outside = [node for node in order if node not in {*inside, *refused, *called}]
     unread = _unread(outside, reading)
     for nodes, reason in unread:
         rows.append((order[nodes[0]], _alone(nodes, "refused", reason, reading, context)))
@@ -81,6 +82,14 @@ def graph_report(
     )
     whole = together([own, *(GraphReport((), inner.elsewhere, inner.bytes) for _, inner in bodies)])
     return whole
+
+
+def _only_counts(node: Node, reading: Reading) -> bool:
+    """Whether a node computes integers and multiplies nothing, as what counts a batch norm's batches does: no layer."""
+    ops = reading.ops.get(node, ())
+    values = [op.meta["val"] for op in ops if _is_tensor(op)]
+    whole = bool(values) and not any(value.is_floating_point() or value.is_complex() for value in values)
+    return whole and not any(one.macs for one in ops_of_nodes(ops))
 
 
 def _row(region: Region, decision: Decision, reading: Reading, context: Context) -> LayerReport:

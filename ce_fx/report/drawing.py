@@ -31,6 +31,7 @@ def network(product: Product, numbered: bool = False) -> str:
     middle = (0.0, 0.0)
     places = [_on_circle(middle, ring, pi + 2 * pi * n / count) for n in range(count)]
     joined = _joined_at(product) if numbered else {}
+    ends: list[Point] = []
     lines: list[str] = []
     dots: list[str] = []
     texts: list[str] = []
@@ -46,6 +47,7 @@ def network(product: Product, numbered: bool = False) -> str:
             continue
         if len(holders) == 1:
             end = _outward(here[0], middle, _RADIUS + _LEG, ring, bend=0.5 if slid else 0.0)
+            ends.append(end)
             lines.append(_line(here[0], end, kind))
             texts.append(_text(_outward(end, here[0], -9, 1), text, "letters"))
             continue
@@ -60,9 +62,9 @@ def network(product: Product, numbered: bool = False) -> str:
         nodes.append(f'<g>{title}<circle class="{shape}" cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS}"/></g>')
         below = _RADIUS + 13 if y > -1 else -_RADIUS - 6  # on the outer side, where few lines are
         texts.append(_text((x, y + below), _brief(operand.name), "name"))
-    ends = [_RADIUS + _LEG + 30, _RADIUS + 24]  # what legs and labels take beyond the tensors
-    left, top = (min(place[axis] for place in places) - ends[axis] for axis in (0, 1))
-    right, bottom = (max(place[axis] for place in places) + ends[axis] for axis in (0, 1))
+    margins = _RADIUS + 40, _RADIUS + 22  # of a label, to the sides and up and down
+    left, top = (min(point[axis] for point in (*places, *ends)) - margins[axis] for axis in (0, 1))
+    right, bottom = (max(point[axis] for point in (*places, *ends)) + margins[axis] for axis in (0, 1))
     box = left, top, right - left, bottom - top
     return _svg(box, [*lines, *dots, *nodes, *texts], f"tensor network {product.expression}")
 

@@ -98,8 +98,9 @@ def lines_of(
         sort: "graph" as the model runs, "gain" and "time" the largest first, "name" by module path.
         depth: layers below this module depth become one row for each module at it; 1 is the model's children.
         min_gain: layers with a smaller gain become one row, the last.
-        full: every layer has a row, with its reason in full; else reasons go up to the first semicolon, and refused
-            layers without multiply-adds are one row, the last: the lines below the table tell why.
+        full: reasons in full; else up to the first semicolon.
+
+    Refused layers without multiply-adds are one row, the last: the facts below the table tell why.
 
     Raises:
         ValueError: `sort` is no such word, or `depth` is below 1.
@@ -108,7 +109,7 @@ def lines_of(
         raise ValueError(f"sort must be one of {', '.join(SORTS)}, not {sort!r}")
     if depth is not None and depth < 1:
         raise ValueError(f"depth must be at least 1 (the model's children), not {depth}")
-    idle = [] if full else [layer for layer in layers if _is_idle(layer)]
+    idle = [layer for layer in layers if _is_idle(layer)]
     last = _summed(idle, f"({len(idle)} without multiply-adds)") if len(idle) > 1 else []
     layers = [layer for layer in layers if not last or not _is_idle(layer)]
     lines = _single(layers, full) if depth is None else _folded(layers, depth, full)

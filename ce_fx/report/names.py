@@ -10,6 +10,7 @@ from torch.fx import Node
 
 _ROOT = re.compile(r"^L\[['\"][^'\"]*['\"]\]\.?")
 _INPUT = re.compile(r"^L\[['\"]([^'\"]*)['\"]\]")
+_GIVEN = re.compile(r"^L\['(args|kwargs)'\]\['?([^'\]]+)'?\]$")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _ITEM = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]")
 _TABLE = re.compile(r"(?:\.__dict__\[['\"]_modules['\"]\]|\._(?:modules|parameters|buffers))(?=\[)")
@@ -49,6 +50,9 @@ def value_name(node: Node) -> str:
     source = getattr(node, "_dynamo_source", None)
     raw = getattr(source, "name", "")
     raw = raw() if callable(raw) else raw
+    given = _GIVEN.match(raw)
+    if given:  # a model's call is captured with all that it is given in `args` and `kwargs`
+        return f"input {given[2]}" if given[1] == "args" else given[2]
     if raw:
         return module_path(raw) or (found.group(1) if (found := _INPUT.match(raw)) else raw)
     if node.op in ("get_attr", "placeholder"):

@@ -89,7 +89,7 @@ def _view(report: Report, drawn: bool) -> dict[str, Any]:
         "rows": [
             {
                 "cells": _cells(line, most),
-                "decision": line.layers[0].decision,
+                "decision": line.layers[0].decision if len(line.layers) == 1 else "",
                 "link": ids.get(line.name) if line.layers[0].decision == "rewritten" else None,
             }
             for line in lines

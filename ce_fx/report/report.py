@@ -39,7 +39,7 @@ class Report:
     notes: tuple[str, ...] = ()
     elsewhere: tuple[Elsewhere, ...] = ()
     bytes: int = 0
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def flops_before(self) -> int:

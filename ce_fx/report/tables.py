@@ -61,11 +61,12 @@ def _field(layer: LayerReport, name: str) -> Any:
 
 def markdown_of(report: Report) -> str:
     """See `Report.to_markdown`."""
-    lines = [*lines_of(report.layers, report.objective, full=True), *totals_of(report)] if report.layers else []
+    lines = lines_of(report.layers, report.objective, full=True)
     rows = [[_escaped(column.cell(line)) for column in COLUMNS.values()] for line in lines]
-    bold = [[f"**{cell}**" if cell else "" for cell in row] for row in rows[len(report.layers) :]]
+    ends = [[_escaped(column.cell(line)) for column in COLUMNS.values()] for line in totals_of(report)]
+    bold = [[f"**{cell}**" if cell else "" for cell in row] for row in ends]
     table = tabulate(
-        [*rows[: len(report.layers)], *bold],
+        [*rows, *bold],
         headers=[column.heading for column in COLUMNS.values()],
         tablefmt="pipe",
         colalign=[column.align for column in COLUMNS.values()],

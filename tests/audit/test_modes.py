@@ -107,6 +107,12 @@ def test_attention_is_a_row_with_its_flops_and_no_speedup_comes_from_it():
     assert "gelu 1" in str(report)
 
 
+def test_what_counts_the_batches_of_a_batch_norm_is_no_layer():
+    report = ce_fx.audit(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (torch.randn(2, 3, 8, 8),), train=True)
+    assert [(layer.name, layer.decision, layer.flops_before) for layer in report.layers[1:]] == [("1", "refused", 0)]
+    assert "statistics" in report.layers[1].reason
+
+
 def test_what_is_in_no_module_goes_by_the_line_that_it_stands_on():
     model, x = made("chain of matrices")
     (row,) = ce_fx.audit(model.eval(), (x,)).layers
@@ -150,3 +156,20 @@ def test_what_could_not_be_counted_is_a_question_mark_with_a_reason():
     assert row.decision == "refused" and row.flops_after is None and "twice" in row.reason
     assert report.flops_before == sum(layer.flops_before for layer in report.layers if layer is not row) > 0
     assert " + ?" in str(report) and f"?: not counted, and in no total: {row.name}" in str(report)
+
+
+class Factors(nn.Module):
+    """Three factors, met by an input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(8, 30)), nn.Parameter(torch.randn(30, 2))
+
+    def forward(self, x, *, y):
+        return x @ self.a @ self.b + torch.relu(y) @ self.a @ self.b
+
+
+def test_operands_go_by_the_names_that_a_user_gave():
+    report = ce_fx.audit(Factors().eval(), (torch.randn(64, 8),), {"y": torch.randn(64, 8)}, objective="flops")
+    names = {operand.name for layer in report.layers for one in layer.terms for operand in one.operands}
+    assert {"input 0", "a", "b"} <= names and any(name.startswith("from relu at test_modes.py:") for name in names)

@@ -13,10 +13,12 @@ class Calls(nn.Module):
     def __init__(self, function, *shapes):
         super().__init__()
         self.function = function
-        self.weights = nn.ParameterList(torch.randn(shape) / max(shape) ** 0.5 for shape in shapes)
+        self.names = [f"w{n}" for n in range(len(shapes))]  # torch 2.11's Dynamo does not unpack a ParameterList
+        for name, shape in zip(self.names, shapes, strict=True):
+            self.register_parameter(name, nn.Parameter(torch.randn(shape) / max(shape) ** 0.5))
 
     def forward(self, *inputs):
-        return self.function(*inputs, *self.weights)
+        return self.function(*inputs, *[getattr(self, name) for name in self.names])
 
 
 class Attention(nn.Module):

@@ -7,8 +7,9 @@ import pytest
 
 from ce_fx.report import Report
 from ce_fx.report.drawing import bar, network, tree
+from ce_fx.report.product import Operand, Product
 from tests.report.browser import CHROMIUM, DRIVER, browser
-from tests.report.made import LAYERS, PLAN, REPORT, TERM, rewritten
+from tests.report.made import LAYERS, PLAN, REPORT, TERM, A, B, X, rewritten, same
 
 VOID = {"meta", "link", "br", "circle", "rect", "line", "path"}
 
@@ -111,6 +112,12 @@ def test_everything_is_escaped(form):
     assert evil in "".join(reader.text)
 
 
+def test_refused_casts_share_a_row():
+    casts = [same(name, "refused", f"reason of {name}", 0, 1e-6, "") for name in "ab"]
+    text = " ".join("".join(read(Report((LAYERS[0], *casts)).to_html()).text).split())
+    assert "(2 without multiply-adds)" in text and "2 refused" in text and "refused: b - reason of b" in text
+
+
 def test_an_empty_report_has_a_page():
     assert "no multilinear layer was found" in Report(()).to_html()
 
@@ -123,6 +130,18 @@ def test_a_network_has_a_node_for_each_tensor_and_a_line_for_each_shared_index()
     text = "".join(reader.text)
     assert "r=2" in text and "s=64" in text and "h=56/3 w=56/3" in text
     assert "(2) r=2" in "".join(read(network(PLAN, numbered=True)).text)
+
+
+def test_a_drawing_is_as_large_as_what_is_drawn():
+    leg = Operand("a.factor", ("x", "y"), (3, 4), weight=True)
+    chain = Product("ab,bc,cx,xy->ay", (X, A, B, leg), ("a", "x", "y"))
+    for drawn in (network(TERM), network(chain), tree(PLAN)):
+        reader = read(drawn)
+        left, top, width, height = map(float, reader.all("svg")[0]["viewbox"].split())
+        for one in reader.found:
+            for name, low, size in (("x", left, width), ("y", top, height)):
+                for value in (one[1].get(key) for key in (name, f"{name}1", f"{name}2", f"c{name}")):
+                    assert value is None or low <= float(value) <= low + size
 
 
 def test_a_tree_has_a_circle_for_each_tensor_and_step():
