@@ -287,12 +287,6 @@ def test_options_are_checked_at_once(net):
         ce_fx.optimize(ce_fx.optimize(net))
 
 
-def test_what_is_not_built_yet_is_said(net):
-    with pytest.warns(UserWarning, match="checkpoint=True: regions keep their intermediates"):
-        fast = ce_fx.optimize(net, checkpoint=True)
-    assert any("checkpoint=True" in note for note in ce_fx.report(fast).notes)
-
-
 def test_memory_limit_is_honoured_or_the_region_runs_as_written(net, x):
     fast = ce_fx.optimize(net, (x,), objective="flops", memory_limit=64)
     same(fast, net, x)

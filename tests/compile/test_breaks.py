@@ -142,12 +142,3 @@ def test_a_break_after_ops_is_no_skipped_frame():
     session.missed(Break("why", "f", "net.py", 3), "0/0")
     session.missed(Break("why", "f", "net.py", 3), "0/1")
     assert [str(each) for each in session.skipped] == ["net.py:3 (f): why"]
-
-
-def test_an_option_that_has_no_effect_yet_is_said_at_every_door():
-    net, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(3, 4)
-    options = {"inner": "eager", "checkpoint": True}
-    with pytest.warns(UserWarning, match="checkpoint=True: regions keep their intermediates"):
-        torch.compile(net, backend="ce_fx", options=options)(x)
-    with pytest.warns(UserWarning, match="checkpoint=True: regions keep their intermediates"):
-        ce_fx.InductorPass(checkpoint=True)
