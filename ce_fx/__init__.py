@@ -4,6 +4,7 @@
 `ce_fx.conv_einsum("bshw,rt,rs,rh,rw->bthw|hw", x, wt, ws, wh, ww)`.
 """
 
+from importlib import import_module
 from typing import Any
 
 # Packages and modules first: importing one binds its name here, and some names are those of functions.
@@ -35,6 +36,7 @@ __all__ = [
     "conv_einsum",
     "graph_modules",
     "lift",
+    "nn",
     "optimize",
     "optimize_",
     "refresh",
@@ -45,9 +47,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`InductorPass` waits until it is asked for: it imports Inductor, which takes as long as torch itself."""
+    """What waits until it is asked for: `InductorPass` imports Inductor, which takes as long as torch itself."""
     if name == "InductorPass":
         from ce_fx.inductor_pass import InductorPass
 
         return InductorPass
+    if name == "nn":
+        return import_module("ce_fx.nn")
     raise AttributeError(f"module 'ce_fx' has no attribute {name!r}")
