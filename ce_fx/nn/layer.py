@@ -73,17 +73,17 @@ class ConvEinsum(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self._layout = read_layout(string, shapes)
-        self._kernel = kernel_of(self._layout)
-        dims = len(self._layout.conv)
+        self.layout = read_layout(string, shapes)
+        self._kernel = kernel_of(self.layout)
+        dims = len(self.layout.conv)
         self._geometry: Geometry = make_geometry(
             self._kernel.shape[2:], stride=stride, padding=padding, dilation=dilation, padding_mode=padding_mode
         )
         self.string = string
         self.form = ""
         self.ranks: tuple[int, ...] = ()
-        self.in_channels = self._layout.size(self._layout.inputs)
-        self.out_channels = self._layout.size(self._layout.outputs)
+        self.in_channels = self.layout.size(self.layout.inputs)
+        self.out_channels = self.layout.size(self.layout.outputs)
         self.kernel_size = self._kernel.shape[2:]
         self.groups = self._kernel.groups
         self.stride, self.padding = self._geometry.stride, self._geometry.padding
@@ -174,7 +174,7 @@ class ConvEinsum(torch.nn.Module):
         layer sums n uncorrelated products of one entry of each of m factors; with entries of variance (2 / n)^(1/m) it
         is the same. The bias is zero.
         """
-        deviation = (2 / self._layout.summands) ** (0.5 / len(self.factors))
+        deviation = (2 / self.layout.summands) ** (0.5 / len(self.factors))
         for factor in self.factors:
             torch.nn.init.normal_(factor, 0.0, deviation)
         if self.bias is not None:
@@ -207,9 +207,9 @@ class ConvEinsum(torch.nn.Module):
         geometry, dims = self._geometry, len(self.kernel_size)
         lead = x.shape[: x.dim() - dims - 1]
         x, pairs, _ = padded_by_hand(x, geometry)
-        x = x.reshape(-1, *self._layout.shape(self._layout.inputs), *x.shape[x.dim() - dims :])
+        x = x.reshape(-1, *self.layout.shape(self.layout.inputs), *x.shape[x.dim() - dims :])
         values = {"stride": geometry.stride, "padding": pairs, "dilation": geometry.dilation}
-        options: Any = {name: dict(zip(self._layout.conv, each, strict=True)) for name, each in values.items()}
+        options: Any = {name: dict(zip(self.layout.conv, each, strict=True)) for name, each in values.items()}
         y = conv_einsum(self.string, x, *self.factors, **options)
         y = y.reshape(*lead, self.out_channels, *y.shape[y.dim() - dims :])
         return y if self.bias is None else y + self.bias.to(y.dtype).reshape(-1, *(1 for _ in range(dims)))

@@ -114,7 +114,9 @@ def test_any_string(string, shapes):
 
 def size_of(letter, string, shapes):
     terms = string.partition("->")[0].split(",")[1:]
-    return next(s for term, shape in zip(terms, shapes, strict=True) for x, s in zip(term, shape, strict=True) if x == letter)
+    return next(
+        s for term, shape in zip(terms, shapes, strict=True) for x, s in zip(term, shape, strict=True) if x == letter
+    )
 
 
 @pytest.mark.parametrize("form", ["cp", "rtr", "interleaved"])
@@ -208,7 +210,9 @@ def test_it_says_what_it_is():
         "'bgshw,grt,grs,grh,grw->bgthw|hw', 8, 6, kernel_size=(3, 3), form='cp', ranks=(2,), stride=(2, 2), "
         "padding='valid', groups=2, bias=False, weights=52 (0.2407 of dense)"
     )
-    assert ConvEinsum("bs,rt,rs->bt", (2, 6), (2, 8)).extra_repr() == "'bs,rt,rs->bt', 8, 6, weights=28 (0.5833 of dense)"
+    assert (
+        ConvEinsum("bs,rt,rs->bt", (2, 6), (2, 8)).extra_repr() == "'bs,rt,rs->bt', 8, 6, weights=28 (0.5833 of dense)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,7 +225,12 @@ def test_it_says_what_it_is():
         ("bsh,tsh->bth|h", [(2, 3, 3), (2,)], {}, "has 1 factors, and the shapes of 2 were given"),
         ("bsh,rt,rsh->bth|h", [(2, 3), (3, 3, 3)], {}, "letter 'r' has size 3 in factor 1 but 2 in another"),
         ("bhs,tsh->bth|h", [(2, 3, 3)], {}, "the input of .* must be the batch letter, channel letters, and last"),
-        ("bsh,tsh->tbh|h", [(2, 3, 3)], {}, "the batch letter 'b' .* must come first in the output and be in no factor"),
+        (
+            "bsh,tsh->tbh|h",
+            [(2, 3, 3)],
+            {},
+            "the batch letter 'b' .* must come first in the output and be in no factor",
+        ),
         ("bsh,btsh->bth|h", [(2, 2, 3, 3)], {}, "the batch letter 'b' .* in no factor"),
         ("bsh,ttsh->bth|h", [(2, 2, 3, 3)], {}, "factor 0 .* has a letter twice"),
         ("bssh,tsh->bth|h", [(2, 3, 3)], {}, "the input of .* has a letter twice"),

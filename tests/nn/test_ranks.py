@@ -139,8 +139,8 @@ def test_a_rate_of_one_is_possible_for_every_ranked_form():
 
 
 def test_errors_name_the_nearest_rate():
-    with pytest.raises(RateError, match="rate 0.001 is 36 of the dense layer's 36864 weights, but the smallest layer of "
-                       "this form has 134; the smallest possible rate is 0.00363498") as caught:  # fmt: skip
+    message = "rate 0.001 is 36 of the dense layer's 36864 weights, but the smallest layer of this form has 134; "
+    with pytest.raises(RateError, match=message + "the smallest possible rate is 0.00363498") as caught:
         ConvEinsum.of_form("tt", 64, 64, (3, 3), rate=0.001)
     assert ConvEinsum.of_form("tt", 64, 64, (3, 3), rate=caught.value.nearest).num_weights == 134
     with pytest.raises(RateError, match="has at most 2048 useful ones; the largest possible rate is 2") as caught:
