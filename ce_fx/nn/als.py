@@ -17,8 +17,8 @@ from torch import Tensor
 
 Letters = tuple[str, ...]
 
-_RIDGE = 1e-14
-"""Added to the Gram matrix, relative to its mean diagonal: it keeps a singular system solvable, below its noise."""
+_SINGULAR = 1e-12
+"""Eigenvalues of a Gram matrix below this share of the largest are noise: unknowns along them are set to zero."""
 
 _LARGEST = 1024
 """Unknowns that are solved for at once; more are approached by conjugate gradients."""
@@ -52,6 +52,21 @@ class Problem:
         scale = self.target.norm()
         error = (self.target - self.product(factors)).norm()
         return float(error / scale) if scale > 0 else float(error)
+
+
+def split(problem: Problem, letter: str) -> list[Problem]:
+    """One problem for each value of a letter that the target and all factors have."""
+
+    def without(letters: Letters) -> Letters:
+        return tuple(x for x in letters if x != letter)
+
+    shapes = tuple(
+        tuple(size for x, size in zip(term, shape, strict=True) if x != letter)
+        for term, shape in zip(problem.terms, problem.shapes, strict=True)
+    )
+    terms = tuple(without(term) for term in problem.terms)
+    targets = problem.target.unbind(problem.letters.index(letter))
+    return [Problem(target, without(problem.letters), terms, shapes) for target in targets]
 
 
 def random_start(problem: Problem, seed: int) -> list[Tensor]:
@@ -109,17 +124,19 @@ def fit(problem: Problem, start: Sequence[Tensor], sweeps: int, tolerance: float
         return [torch.zeros_like(factor) for factor in start]
     factors = balanced(start)
     updates = [_update(problem, n) for n in range(len(factors))]
-    before = float("inf")
+    best, least = factors, float("inf")  # of the squared relative error
     for _ in range(sweeps):
         explained = 0.0
         for n, update in enumerate(updates):
             factors[n], explained = update(factors)
         factors = balanced(factors)
         missed = max(power - explained, 0.0) / power
-        if before - missed <= tolerance * missed or missed < 1e-15:
+        gain = least - missed
+        if gain > 0:
+            best, least = list(factors), missed
+        if gain <= tolerance * missed or missed < 1e-15:
             break
-        before = missed
-    return min((factors, balanced(start)), key=problem.error)
+    return min((best, balanced(start)), key=problem.error)
 
 
 def balanced(factors: Sequence[Tensor]) -> list[Tensor]:
@@ -253,12 +270,11 @@ def _inner(a: Tensor, b: Tensor) -> float:
 
 def _solve(gram: Tensor, right: Tensor) -> Tensor:
     """The least-squares solution of Hermitian systems, which may be singular."""
-    ridge = _RIDGE * gram.diagonal(dim1=-2, dim2=-1).real.mean(-1, keepdim=True)
-    shifted = gram + torch.diag_embed(ridge.expand(gram.shape[:-1])).to(gram.dtype)
-    cholesky, info = torch.linalg.cholesky_ex(shifted)
-    if not info.any():
+    cholesky, info = torch.linalg.cholesky_ex(gram)
+    pivots = cholesky.diagonal(dim1=-2, dim2=-1).real.square()
+    if not info.any() and bool((pivots.amin(-1) > _SINGULAR * pivots.amax(-1)).all()):
         return torch.cholesky_solve(right, cholesky)
-    inverse: Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=1e-12)
+    inverse: Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=_SINGULAR)
     return inverse @ right
 
 
