@@ -192,6 +192,8 @@ class ConvEinsum(torch.nn.Module):
         Raises:
             LayerError: x has other channels or another number of axes.
         """
+        if isinstance(x, torch.fx.Proxy):  # symbolic_trace: shapes are not known, and a batch is taken for granted
+            return self._dense(x)
         dims = len(self.kernel_size)
         axis = x.dim() - dims - 1
         if axis < 0 or (dims and axis > 1) or x.shape[axis] != self.in_channels:

@@ -7,6 +7,8 @@ import torch
 import ce_fx
 from ce_fx.nn import FORMS, ConvEinsum
 
+OTHERS = [form for form in FORMS if form not in ("cp", "rtt")]
+
 
 class Net(torch.nn.Module):
     def __init__(self, form="rtt", dtype=torch.float64):
@@ -35,7 +37,7 @@ def both(model, other, x):
     return results
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["cp", "rtt", *(pytest.param(f, marks=pytest.mark.slow) for f in OTHERS)])
 def test_optimize_gives_the_same_values_and_gradients(form):
     layer = ConvEinsum.of_form(form, 8, 12, (3, 3), rank=2, padding=1, dtype=torch.float64)
     plain, fast = both(layer, ce_fx.optimize(layer), images())
@@ -106,6 +108,20 @@ def test_export_and_autocast():
     fast = ce_fx.optimize(model)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(fast(x), model(x), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("form", ["rtt", "interleaved"])
+def test_symbolic_traces_can_be_rewritten(form):
+    model = torch.nn.Sequential(
+        ConvEinsum.of_form(form, 8, 12, (3, 3), rate=0.9, padding=1, padding_mode="circular", dtype=torch.float64),
+        ConvEinsum.of_form(form, 12, 12, (3, 3), rate=0.9, groups=2, dtype=torch.float64),
+    )
+    traced = torch.fx.symbolic_trace(model)
+    x = images()
+    torch.testing.assert_close(traced(x), model(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ce_fx.rewrite(traced, (x,))(x), model(x), rtol=1e-9, atol=1e-9)
+    model[0].factors[0].data.zero_()  # the graph holds the parameters, not what they were
+    torch.testing.assert_close(traced(x), model(x), rtol=1e-10, atol=1e-10)
 
 
 def test_composed_kernels_compile():

@@ -41,6 +41,7 @@ def test_a_kernel_of_the_form_is_found_again(form):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_groups_and_other_dimensions(form):
     for source, layer in (exact(form, groups=2), exact(form, kernel=(2, 2, 2)), exact(form, kernel=(2, 3), groups=3)):

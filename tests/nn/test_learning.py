@@ -83,6 +83,7 @@ DATA = pytest.mark.parametrize("data", [sklearn_digits, drawn_digits])
 
 
 @DATA
+@pytest.mark.slow
 def test_factorised_networks_are_as_accurate_as_their_dense_twin(data):
     images, labels = data()
     held = len(labels) // 4
@@ -112,6 +113,7 @@ def by_definition(model):
 
 
 @DATA
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["rtt", "cp"])
 def test_loss_curves_are_the_same_with_ce_fx(data, form):
     images, labels = data()
@@ -127,6 +129,7 @@ def test_loss_curves_are_the_same_with_ce_fx(data, form):
     torch.testing.assert_close(optimized, plain, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_trained_network_survives_decomposition_and_training_mends_it():
     images, labels = drawn_digits()
     torch.manual_seed(0)
