@@ -2,7 +2,8 @@
 
 With all factors but one fixed, the best one solves a linear least-squares problem (for CP: Kolda & Bader 2009, section
 3.4). Its normal equations are two contractions of small tensors: the Gram matrix of the others, and the target against
-the others; the design matrix, as large as the target times the rank, is never formed.
+the others; the design matrix, as large as the target times the rank, is never formed. Each step is proximal
+(Grippo & Sciandrone 2000, section 7): it stays near the last factor where the target does not decide.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from torch import Tensor
 
 Letters = tuple[str, ...]
 
-_SINGULAR = 1e-12
-"""Eigenvalues of a Gram matrix below this share of the largest are noise: unknowns along them are set to zero."""
+_PROXIMITY = 1e-7
+"""How strongly a factor is held to its last value, relative to the Gram matrix. It decides what the target does not:
+without it, unknowns along small eigenvalues grow until large factors cancel, and single precision loses the digits."""
 
-_LARGEST = 1024
+_LARGEST = 512
 """Unknowns that are solved for at once; more are approached by conjugate gradients."""
 
 _STEPS = 12
@@ -202,30 +204,51 @@ def _update(problem: Problem, n: int) -> Callable[[Sequence[Tensor]], tuple[Tens
     def update(factors: Sequence[Tensor]) -> tuple[Tensor, float]:
         conjugate = [(factors[k].conj().resolve_conj(), letters) for k, letters in part.others]
         right = _contract([(problem.target, problem.letters), *conjugate], part.axes)
+        start = factors[n].permute([part.term.index(letter) for letter in part.axes])
         if largest > _LARGEST:
-            start = factors[n].permute([part.term.index(letter) for letter in part.axes])
             solution, explained = _approached(problem, part, factors, conjugate, right, start)
         else:
-            solution = _solved(problem, part, factors, right)
-            explained = _inner(right, solution)
+            solution, explained = _solved(problem, part, factors, right, start)
         return solution.permute(back), explained
 
     return update
 
 
-def _solved(problem: Problem, part: _Part, factors: Sequence[Tensor], right: Tensor) -> Tensor:
-    """The best factor: the inverse Gram matrix of every component, applied to its own letters."""
+def _solved(
+    problem: Problem, part: _Part, factors: Sequence[Tensor], right: Tensor, start: Tensor
+) -> tuple[Tensor, float]:
+    """The best factor near the last one: proximal least squares, in the eigenvectors of the components' Grams."""
+    values = right.new_ones((), dtype=right.real.dtype)
+    bases = []
     for members, ranks in part.components:
         pairs = [(factors[k].conj().resolve_conj(), problem.terms[k]) for k in members]
         primed = [(factors[k], _primed(problem.terms[k], problem.letters)) for k in members]
         gram = _contract([*pairs, *primed], (*part.batch, *ranks, *_primed(ranks, ())))
-        order = [*part.batch, *ranks, *(x for x in (*part.ranks, *part.rows) if x not in ranks)]
-        moved = right.permute([part.axes.index(letter) for letter in order])
-        lead = gram.shape[: len(part.batch)]
-        count = prod(gram.shape[len(part.batch) : len(part.batch) + len(ranks)])
-        solution = _solve(gram.reshape(*lead, count, count), moved.reshape(*lead, count, -1))
-        right = solution.reshape(moved.shape).permute([order.index(letter) for letter in part.axes])
-    return right
+        lead, sizes = gram.shape[: len(part.batch)], gram.shape[len(part.batch) : len(part.batch) + len(ranks)]
+        own, basis = torch.linalg.eigh(gram.reshape(*lead, prod(sizes), prod(sizes)))
+        kept = [sizes[ranks.index(letter)] if letter in ranks else 1 for letter in part.ranks]
+        values = values * own.clamp(min=0).reshape(*lead, *kept, *(1 for _ in part.rows))
+        bases.append((basis, ranks))
+
+    def turned(tensor: Tensor, back: bool = False) -> Tensor:
+        for basis, ranks in bases:
+            tensor = _along(tensor, part, ranks, (basis if back else basis.mH).__matmul__)
+        return tensor
+
+    known, last = turned(right), turned(start)
+    dims = tuple(range(len(part.batch), len(part.axes)))
+    added = _PROXIMITY * (values.amax(dims, keepdim=True) if dims else values) + torch.finfo(values.dtype).tiny
+    solution = last + (known - values * last) / (values + added)
+    return turned(solution, back=True), 2 * _inner(known, solution) - _inner(solution, values * solution)
+
+
+def _along(tensor: Tensor, part: _Part, ranks: Letters, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of matrices (batch, ranks, all else), applied to a tensor with the part's axes."""
+    order = [*part.batch, *ranks, *(x for x in (*part.ranks, *part.rows) if x not in ranks)]
+    moved = tensor.permute([part.axes.index(letter) for letter in order])
+    first, last = len(part.batch), len(part.batch) + len(ranks)
+    matrices = moved.reshape(*moved.shape[:first], prod(moved.shape[first:last]), prod(moved.shape[last:]))
+    return function(matrices).reshape(moved.shape).permute([order.index(letter) for letter in part.axes])
 
 
 def _approached(
@@ -266,16 +289,6 @@ def _primed(letters: Letters, kept: Sequence[str]) -> Letters:
 def _inner(a: Tensor, b: Tensor) -> float:
     """The real part of the scalar product."""
     return float((a.conj() * b).sum().real)
-
-
-def _solve(gram: Tensor, right: Tensor) -> Tensor:
-    """The least-squares solution of Hermitian systems, which may be singular."""
-    cholesky, info = torch.linalg.cholesky_ex(gram)
-    pivots = cholesky.diagonal(dim1=-2, dim2=-1).real.square()
-    if not info.any() and bool((pivots.amin(-1) > _SINGULAR * pivots.amax(-1)).all()):
-        return torch.cholesky_solve(right, cholesky)
-    inverse: Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=_SINGULAR)
-    return inverse @ right
 
 
 def _contract(operands: Sequence[tuple[Tensor, Letters]], output: Letters) -> Tensor:

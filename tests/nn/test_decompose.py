@@ -97,6 +97,17 @@ def test_balanced_factors_have_one_norm_and_the_same_product():
     torch.testing.assert_close(even[0] @ even[1], factors[0] @ factors[1])
 
 
+@pytest.mark.parametrize("form", ["ht", "rht", "rtk"])
+def test_ranks_that_the_kernel_does_not_need_do_not_grow_until_they_cancel(form):
+    """In single precision the layer still has the function of its kernel."""
+    torch.manual_seed(0)
+    layer = ConvEinsum.of_form(form, 68, 187, (1, 2), rank=4, groups=17)
+    decompose_(layer, torch.randn(187, 4, 1, 2), sweeps=20)
+    x = torch.randn(2, 68, 6, 6)
+    exact = layer.double()(x.double())
+    assert (layer.float()(x) - exact).norm() / exact.norm() < 1e-4
+
+
 def test_many_groups_are_solved_together():
     source, layer = exact("tt", groups=20)
     assert decompose_(layer, source.weight) < 1e-3
