@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ce_fx import nn
     from ce_fx.audit import audit
     from ce_fx.capture.export import capture
     from ce_fx.conv_einsum import contract_expression, contract_path, conv_einsum
@@ -38,6 +39,7 @@ __all__ = [
     "conv_einsum",
     "graph_modules",
     "lift",
+    "nn",
     "optimize",
     "optimize_",
     "refresh",
@@ -82,11 +84,7 @@ if not TYPE_CHECKING:  # type checkers read the imports above, and so see a name
             globals()[name] = value
             return value
         if name in _PACKAGES:
-            try:
-                return import_module(f"ce_fx.{name}")
-            except ModuleNotFoundError as error:
-                if error.name != f"ce_fx.{name}":  # something that the package needs is missing; that is to be told
-                    raise
+            return import_module(f"ce_fx.{name}")
         raise AttributeError(f"module 'ce_fx' has no attribute {name!r}")
 
 

@@ -6,20 +6,18 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from ce_fx.algebra import Term, axis_size
 from ce_fx.algebra.canonical import canonical
+from ce_fx.at_sight import convolves, has_scalings, holds_product, length, nothing_to_reorder
 from ce_fx.inner import run_by
 from ce_fx.lift.region import Region
 from ce_fx.lower.extract import extract
 from ce_fx.lower.precision import rounded
-from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
 from ce_fx.lower.recompute import saved_bytes
 from ce_fx.lower.value import LoweringError
 from ce_fx.lower.verify import less_accurate, mismatch
@@ -155,11 +153,6 @@ def _decide_or_keep(region: Region, context: Context) -> Decision:
         return _keep(str(region.expression), _as_written(region, context), reason, "refused")
 
 
-def holds_product(region: Region) -> bool:
-    """Whether a region multiplies tensors."""
-    return max(len(term.factors) for term in region.expression.terms) > 1
-
-
 def unchanged(decision: Decision, reason: str) -> Decision:
     """A rewrite taken back, for a reason of the whole graph; other decisions as they are."""
     if decision.candidate is None:
@@ -176,7 +169,7 @@ def _decide(region: Region, context: Context) -> Decision:
         reason = f"computes in {_short(dtype)} under autocast to {_short(region.precision)}"
         return _keep(text, _as_written(region, context), reason)
     alone = nothing_to_reorder(region)
-    if alone and not (context.fold and _has_scalings(region)):
+    if alone and not (context.fold and has_scalings(region)):
         return _keep(text, _as_written(region, context), alone)
     problem = problem_of(region, context)
     try:
@@ -189,7 +182,7 @@ def _decide(region: Region, context: Context) -> Decision:
         return _keep(text, before, choice.reason, measured=choice.measured, alternatives=alternatives)
     module = choice.candidate.module
     if context.options.verify:
-        difference = mismatch(problem.written, module, problem.leaves, _length(region), problem.positive)
+        difference = mismatch(problem.written, module, problem.leaves, length(region), problem.positive)
         if difference is not None:
             warnings.warn(
                 f"ce_fx: {text} was planned wrongly ({difference}); it runs as written. Please report this.",
@@ -256,49 +249,8 @@ def _less_work(problem: Problem, region: Region) -> tuple[Problem, Choice]:
 
     Nothing is measured, so nothing else may change: a convolution stays one, whatever a matmul is predicted to take.
     """
-    found = as_written(problem, convolves=_convolves(region))
+    found = as_written(problem, convolves=convolves(region))
     return problem, by_prediction(problem, found, margin=1.0) if found else kept_as_written(problem)
-
-
-def _convolves(region: Region) -> bool:
-    return any(op.target in CONVOLUTIONS for op in region.ops)
-
-
-def _has_scalings(region: Region) -> bool:
-    """Whether weights meet weights: a kernel that is scaled, or two numbers that are added per channel."""
-    terms = region.expression.terms
-    scaled = any(len(term.factors) > 2 or term.coefficient != 1 for term in terms)
-    return scaled or sum(len(term.factors) < 2 for term in terms) > 1
-
-
-def nothing_to_reorder(region: Region) -> str | None:
-    """Why no order can differ by more than scalings; None where one can.
-
-    Every product has one kernel at most beside what it is applied to and scalings of the result's axes, and no two
-    products with kernels are of the same leaf.
-    """
-    expression = region.expression
-    if sum(op.macs > 0 for op in ops_of_nodes(region.ops)) > len(expression.terms):
-        return None
-    met: set[int] = set()
-    busy = 0
-    kept = {index for axis in expression.axes for index in axis}
-    for term in expression.terms:
-        if any(len(w.taps) > 1 for w in term.windows):
-            return None
-        slid = {i for w in term.windows for i in (w.features, *(tap.index for tap in w.taps))}
-        for index in term.indices - kept - slid:
-            held = [f for f in term.factors if index in f.indices]
-            if index.size > 1 and (len(held) < 2 or any(sum(axis_size(a) > 1 for a in f.axes) < 2 for f in held)):
-                return None
-        wide = [factor.leaf for factor in term.factors if sum(axis_size(axis) > 1 for axis in factor.axes) > 1]
-        if len(wide) > 2 or (len(wide) == 2 and met.intersection(wide)):
-            return None
-        if len(wide) == 2:
-            met.update(wide)
-            busy += 1
-    kind = "convolution" if any(term.windows for term in expression.terms) else "contraction"
-    return f"one {kind}" if busy < 2 else f"{busy} separate {kind}s"
 
 
 def _inner(options: Options) -> Inner | None:
@@ -338,7 +290,7 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
         precision=region.precision,
         symbolic=fakes if any(map(is_symbolic, fakes)) else (),
         checkpoint=context.checkpoint,
-        matmuls=rounded(leaves[0].device, leaves[0].dtype) == {"conv"} and not _convolves(region),
+        matmuls=rounded(leaves[0].device, leaves[0].dtype) == {"conv"} and not convolves(region),
     )
     return replace(problem, cost=replace(problem.cost, saved=_saved(problem))) if problem.saves else problem
 
@@ -366,17 +318,6 @@ def _priced(region: Region, context: Context, calibrate: bool = False) -> tuple[
 
 def _keep(text: str, cost: Cost, reason: str, decision: str = "kept", **more: Any) -> Decision:
     return Decision(decision, reason, text, cost, cost, **more)
-
-
-def _length(region: Region) -> int:
-    """Products that are added up for one output element, for the rounding to expect."""
-    kept = {index for axis in region.expression.axes for index in axis}
-
-    def length(term: Term) -> int:
-        summed = [i for i in term.indices if i not in kept and not any(i == w.features for w in term.windows)]
-        return prod(index.size for index in summed)
-
-    return sum(map(length, region.expression.terms))
 
 
 def _short(dtype: torch.dtype | None) -> str:

@@ -10,9 +10,9 @@ from torch.fx import GraphModule, Node
 
 from ce_fx.algebra import Expression
 from ce_fx.algebra.printer import to_string
+from ce_fx.at_sight import holds_product
 from ce_fx.capture.export import capture
 from ce_fx.capture.reading import read
-from ce_fx.decide import holds_product
 from ce_fx.lift.regions import find_regions
 from ce_fx.lower.extract import copy_of, extract, replace_region, sizes_of
 

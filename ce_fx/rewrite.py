@@ -14,10 +14,11 @@ import torch
 from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
+from ce_fx.at_sight import holds_product
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
 from ce_fx.capture.modules import open_modules
 from ce_fx.capture.reading import Reading, ambient, read
-from ce_fx.decide import Context, Decision, decide, holds_product, unchanged, undecided
+from ce_fx.decide import Context, Decision, decide, unchanged, undecided
 from ce_fx.inner import recompute_as_eager
 from ce_fx.lift.region import Region, Regions, whole_parts
 from ce_fx.lift.regions import find_regions

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ce_fx.at_sight import nothing_to_reorder
 from ce_fx.capture.reading import Reading
-from ce_fx.decide import Context, Decision, nothing_to_reorder
+from ce_fx.decide import Context, Decision
 from ce_fx.lift.region import Region, Regions
 from ce_fx.lift.regions import begins_behind
 from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
