@@ -22,7 +22,7 @@ from ce_fx.report.graph import Elsewhere, GraphReport, together
 from ce_fx.report.layer import LayerReport
 from ce_fx.report.names import kind_of_layer, layer_name, value_name
 from ce_fx.report.product import Product, lifted, planned
-from ce_fx.sizes import hint
+from ce_fx.sizes import hint, known
 from ce_fx.tune.cost import Cost, cost_of, rest_of_graph, work_of
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,8 @@ def graph_report(
     for node in outside:
         if node in taken or node not in reading.ops:
             continue
-        if any(op.macs and op.family not in _BY_POSITION for op in ops_of_nodes(reading.ops[node])):
+        sized = filter(_is_sized, reading.ops[node])
+        if any(op.macs and op.family not in _BY_POSITION for op in ops_of_nodes(sized)):
             rows.append((order[node], _alone([node], "kept", "not multilinear", reading, context)))
         else:
             rest.append(node)
@@ -90,7 +91,7 @@ def _only_counts(node: Node, reading: Reading) -> bool:
     ops = reading.ops.get(node, ())
     values = [op.meta["val"] for op in ops if _is_tensor(op)]
     whole = bool(values) and not any(value.is_floating_point() or value.is_complex() for value in values)
-    return whole and not any(one.macs for one in ops_of_nodes(ops))
+    return whole and all(map(_is_sized, ops)) and not any(one.macs for one in ops_of_nodes(ops))
 
 
 def _row(region: Region, decision: Decision, reading: Reading, context: Context) -> LayerReport:
@@ -127,7 +128,8 @@ def _alone(nodes: Sequence[Node], decision: str, reason: str, reading: Reading, 
     """A row for nodes that stay as they are; without numbers where they could not be counted."""
     ops = [op for node in nodes for op in reading.ops.get(node, ())]
     cost = None
-    if not any(node in reading.failures for node in nodes) and not any(map(_is_unknown, ops)):
+    unread = any(node in reading.failures for node in nodes)
+    if not unread and all(_is_sized(op) and not _is_unknown(op) for op in ops):
         cost = _cost(ops, context)
     numbers = _numbers(cost, cost, context)
     return LayerReport(layer_name(nodes), "", decision, reason, **numbers, kind=_kind(nodes, reading))
@@ -185,8 +187,11 @@ def _reason(node: Node, reading: Reading) -> str | None:
         promised = node.meta.get("example_value", node.meta.get("val"))
         tensors = [value for value in torch.utils._pytree.tree_leaves(promised) if isinstance(value, Tensor)]
         return reading.failures[node] if tensors else None
-    unknown = next((op for op in reading.ops.get(node, ()) if _is_unknown(op)), None)
-    return None if unknown is None else f"no FLOPs are known of {op_name(unknown)}"
+    ops = reading.ops.get(node, ())
+    unknown = next((op for op in ops if _is_unknown(op)), None)
+    if unknown is not None:
+        return f"no FLOPs are known of {op_name(unknown)}"
+    return None if all(map(_is_sized, ops)) else "a size is only known when it runs"
 
 
 def _is_unknown(op: Node) -> bool:
@@ -196,6 +201,12 @@ def _is_unknown(op: Node) -> bool:
     if op.target.namespace not in ("aten", "prims"):
         return True
     return op_name(op).startswith(_HEAVY)
+
+
+def _is_sized(op: Node) -> bool:
+    """Whether there are sizes to count by: those that depend on data have none."""
+    values = [n.meta.get("val") for n in (op, *op.all_input_nodes)]
+    return all(known(size) for value in values if isinstance(value, Tensor) for size in value.shape)
 
 
 def op_name(op: Node) -> str:
@@ -210,7 +221,7 @@ def _elsewhere(groups: Sequence[Sequence[Node]], context: Context) -> tuple[Else
     """The ops that work, by name: each of the graph's nodes counts once, by its op that moves most."""
     named: dict[str, list[Sequence[Node]]] = {}
     for ops in groups:
-        working = [op for op in ops if work_of(op)]
+        working = [op for op in ops if _is_sized(op) and work_of(op)]
         if working:
             named.setdefault(op_name(max(working, key=lambda op: _bytes([op]))), []).append(working)
     found = []
@@ -236,7 +247,8 @@ def _model(ops: Sequence[Node], context: Context) -> tuple[Any, int]:
 
 def _bytes(ops: Iterable[Node]) -> int:
     """Bytes that ops read and write."""
-    return sum(one.elements * op.meta["val"].dtype.itemsize for op in ops for one in work_of(op) if _is_tensor(op))
+    sized = [op for op in ops if _is_tensor(op) and _is_sized(op)]
+    return sum(one.elements * op.meta["val"].dtype.itemsize for op in sized for one in work_of(op))
 
 
 def _is_tensor(op: Node) -> bool:

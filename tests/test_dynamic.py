@@ -75,8 +75,8 @@ CASES = {
     "batch": (Factorised2d(), [(2, 8, 12, 9), (3, 8, 12, 9), (64, 8, 12, 9), (7, 8, 12, 9)]),
     "resolution": (Factorised2d(), [(2, 8, 12, 9), (2, 8, 17, 14), (2, 8, 32, 5), (2, 8, 3, 2)]),
     "strides": (Factorised2d(stride=2), [(2, 8, 12, 9), (3, 8, 17, 14), (2, 8, 33, 6), (2, 8, 7, 4)]),
-    "length": (Factorised1d(), [(2, 16, 30), (2, 16, 41), (3, 16, 12), (4, 16, 5), (4, 16, 2)]),
-    "causal": (Factorised1d(causal=True), [(2, 16, 30), (2, 16, 41), (3, 16, 12), (4, 16, 2)]),
+    "length": (Factorised1d(), [(8, 16, 30), (8, 16, 41), (9, 16, 12), (30, 16, 5), (50, 16, 4)]),
+    "causal": (Factorised1d(causal=True), [(8, 16, 30), (8, 16, 41), (9, 16, 12), (50, 16, 4)]),
     "tokens": (Adapted(), [(2, 10, 64), (3, 10, 64), (3, 7, 64), (5, 31, 64)]),
 }
 
@@ -150,10 +150,10 @@ def test_a_size_that_depends_on_data():
             return self.b(self.a(x[x[:, 0] > 0])).sum() + self.c(x)
 
     model = Masked().double()
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True), torch.no_grad():
         fast = ce_fx.optimize(model, objective="flops", tune=False)
-        for rows in (30, 41, 7):
-            check(model, fast, (rows, 64))
+        for rows in (90, 123, 70):  # so many that one merged weight takes fewer FLOPs
+            check(model, fast, (rows, 64), grad=False)
     assert rewritten(fast)
     assert any("only known when it runs" in row.reason for row in ce_fx.report(fast).layers)
 

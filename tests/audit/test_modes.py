@@ -169,6 +169,25 @@ class Factors(nn.Module):
         return x @ self.a @ self.b + torch.relu(y) @ self.a @ self.b
 
 
+class Masked(nn.Module):
+    """A product of as many rows as the data say, and one of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.some, self.all = nn.Linear(8, 2), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.some(x[x[:, 0] > 0]).sum() + self.all(x)
+
+
+def test_a_size_that_only_the_data_say_is_a_question_mark():
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        report = ce_fx.audit(Masked().eval(), (torch.randn(30, 8),))
+    some = next(layer for layer in report.layers if layer.name == "some")
+    assert some.flops_before is None and "only known when it runs" in some.reason
+    assert report.flops_before == 2 * 30 * 8 * 8 and "some" in [layer.name for layer in report.uncounted]
+
+
 def test_operands_go_by_the_names_that_a_user_gave():
     report = ce_fx.audit(Factors().eval(), (torch.randn(64, 8),), {"y": torch.randn(64, 8)}, objective="flops")
     names = {operand.name for layer in report.layers for one in layer.terms for operand in one.operands}
