@@ -24,8 +24,8 @@ def backend(
     Raises:
         CeFxError: an option is unknown or bad.
     """
+    from ce_fx.handing_on import handed_on
     from ce_fx.options import Options
-    from ce_fx.session import handed_on
 
     chosen = Options.of({"inner": "inductor", **({"mode": mode} if mode else {}), **(options or {})})
     _, running = handed_on(gm, example_inputs, chosen)

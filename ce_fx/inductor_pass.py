@@ -14,10 +14,10 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx import Graph, Node
 
 import ce_fx
+from ce_fx.handing_on import rewritten_or_untouched
 from ce_fx.options import OptionError, Options
 from ce_fx.report import GraphReport, Report
 from ce_fx.report.graph import together
-from ce_fx.session import rewritten_or_untouched
 from ce_fx.tune.calibrate import time_model
 
 _ELSEWHERE = {

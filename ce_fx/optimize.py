@@ -22,10 +22,11 @@ from ce_fx.capture.numpy_attrs import Plain, make_plain, undo
 from ce_fx.capture.undisturbed import undisturbed
 from ce_fx.errors import CeFxError
 from ce_fx.fold import forget
+from ce_fx.handing_on import rewritten_or_untouched
 from ce_fx.inner import check_inner
 from ce_fx.options import Options
 from ce_fx.report import Report
-from ce_fx.session import Session, rewritten_or_untouched
+from ce_fx.session import Session
 from ce_fx.watch import watch
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from ce_fx.inner import recompute_as_eager
 from ce_fx.lift.region import Region, Regions, whole_parts
 from ce_fx.lift.regions import find_regions
 from ce_fx.lower.extract import copy_of, inline
-from ce_fx.lower.recompute import PREFIX, is_alone, recompute, take_bodies
+from ce_fx.lower.recompute import PREFIX, has_bodies, is_alone, recompute, take_bodies
 from ce_fx.options import Options
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.report.graph import GraphReport
@@ -64,7 +64,7 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> G
     opened = open_modules(fresh)
     layers = rewrite_graph(fresh, example_inputs, chosen).layers
     recompute_as_eager(fresh, PREFIX)
-    same = all(layer.decision != "rewritten" for layer in layers) and not hasattr(fresh, f"{PREFIX}0")
+    same = all(layer.decision != "rewritten" for layer in layers) and not has_bodies(fresh)
     return copy_of(gm) if opened and same else fresh
 
 

@@ -64,6 +64,11 @@ def recompute(gm: GraphModule, nodes: Sequence[Node], result: Node) -> Node:
     return value
 
 
+def has_bodies(gm: GraphModule) -> bool:
+    """Whether something in a module is recomputed because we made it so."""
+    return any(name.startswith(PREFIX) for name, _ in gm.named_children())
+
+
 def take_bodies(gm: GraphModule, other: GraphModule) -> None:
     """Give a module the bodies that another one has got."""
     for name, body in other.named_children():

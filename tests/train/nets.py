@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import ce_fx
-import ce_fx.session
+import ce_fx.handing_on
 
 OPTIONS = {"tune": False, "objective": "flops"}
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -62,14 +62,14 @@ def rewritten(fast):
 @contextmanager
 def rows_of_the_backend():
     """The rows that `backend="ce_fx"` decides while this is open; it hands on a function and no report."""
-    rows, decide = [], ce_fx.session.rewritten_or_untouched
+    rows, decide = [], ce_fx.handing_on.rewritten_or_untouched
 
     def recorded(*args, **kwargs):
         decided = decide(*args, **kwargs)
         rows.extend(decided.layers)
         return decided
 
-    with mock.patch("ce_fx.session.rewritten_or_untouched", recorded):
+    with mock.patch("ce_fx.handing_on.rewritten_or_untouched", recorded):
         yield rows
 
 

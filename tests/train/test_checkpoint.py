@@ -281,3 +281,18 @@ def test_memory_in_training_is_what_is_saved_at_no_more_than_a_tenth_over_the_be
     assert kept <= by_time
     seconds = {run: ce_fx.report(run).time_after for run in (fast, timed)}
     assert seconds[fast] <= 1.1 * min(seconds[timed], ce_fx.report(timed).time_before) * 1.0001
+
+
+def test_a_compiler_that_fails_on_bodies_gets_the_graph_as_written():
+    model, x = made("bottleneck")
+
+    def fussy(gm, example_inputs):
+        if list(gm.children()):
+            raise NotImplementedError("no bodies")
+        return gm.forward
+
+    fast = ce_fx.optimize(model, (x,), checkpoint=True, inner=fussy, **OPTIONS)
+    found, kept = gradients(fast, model, x)
+    expected, before = gradients(model, model, x)
+    same(found, expected)
+    assert kept == before

@@ -1,0 +1,80 @@
+"""A graph from Dynamo on its way: rewritten, and handed to the inner compiler; at worst as it was written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ce_fx.capture.undisturbed import own_metrics
+from ce_fx.fold import Running, run_folded
+from ce_fx.lower.extract import copy_of
+from ce_fx.lower.recompute import has_bodies
+from ce_fx.options import Options
+from ce_fx.report import GraphReport, LayerReport
+from ce_fx.rewrite import rewrite_graph
+from ce_fx.traces import Trace
+
+log = logging.getLogger(__name__)
+
+
+def handed_on(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> tuple[GraphReport, Running]:
+    """Rewrite a graph and hand it to the inner compiler; where that fails on what was rewritten, as it was written.
+
+    Inductor, for one, does not compile all graphs of symbolic sizes that torch can run. Nor is a graph that a compiler
+    takes a minute for compiled anew where another plan would be a tenth better; and its lowerings fail on symbols with
+    an upper bound.
+    """
+    eager = options.inner == "eager"
+    written = None if eager else copy_of(gm)
+    found = rewritten_or_untouched(gm, example_inputs, options, guards=eager)
+    changed = any(layer.decision == "rewritten" for layer in found.layers) or has_bodies(gm)
+    if written is None or not changed:
+        return found, run_folded(gm, example_inputs, options)
+    # With symbolic sizes AOTAutograd compiles the backward at once, but keeps its failure for whoever calls it.
+    symbolic = any(isinstance(value, torch.SymInt) for value in example_inputs)
+    try:
+        with torch._functorch.config.patch(force_non_lazy_backward_lowering=symbolic):
+            return found, run_folded(gm, example_inputs, options)
+    except torch._dynamo.exc.RestartAnalysis:  # how a compiler asks Dynamo to trace once more
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        log.warning("the inner compiler fails on a rewritten graph, which runs as written: %s", why)
+    for name, body in written.named_children():
+        gm.set_submodule(name, body)
+    gm.graph = written.graph
+    reason = f"the inner compiler failed on the rewritten graph ({why})"
+    with own_metrics():
+        return found.with_layers(lambda layer: layer.taken_back(reason)), run_folded(gm, example_inputs, options)
+
+
+def rewritten_or_untouched(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: bool = False
+) -> GraphReport:
+    """As `rewrite_graph`; if anything goes wrong the graph is what it was, and the log says why."""
+    trace = Trace(gm, options.objective)
+    try:
+        with _unseen():
+            found = rewrite_graph(gm, example_inputs, options, bodies, guards)
+    except Exception as error:
+        log.warning("a graph runs as written: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
+        reason = f"ce_fx failed on this graph ({type(error).__name__}: {error}); it runs as written"
+        found = GraphReport((LayerReport("(graph)", "", "refused", reason, None, None, None, None),))
+    trace.ended(found)
+    return found
+
+
+def _unseen() -> AbstractContextManager[Any]:
+    """Hooks of who calls must not see what is saved for backwards here: a checkpoint would count it as its own."""
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
