@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from ce_fx.capture.undisturbed import own_metrics
 from ce_fx.fold import Running, run_folded
 from ce_fx.lower.extract import copy_of
-from ce_fx.lower.recompute import has_bodies
+from ce_fx.lower.recompute import drop_bodies, has_bodies
 from ce_fx.options import Options
 from ce_fx.report import GraphReport, LayerReport
 from ce_fx.rewrite import rewrite_graph
@@ -48,6 +48,7 @@ def handed_on(gm: GraphModule, example_inputs: Sequence[Any], options: Options) 
     for name, body in written.named_children():
         gm.set_submodule(name, body)
     gm.graph = written.graph
+    drop_bodies(gm)
     reason = f"the inner compiler failed on the rewritten graph ({why})"
     with own_metrics():
         return found.with_layers(lambda layer: layer.taken_back(reason)), run_folded(gm, example_inputs, options)

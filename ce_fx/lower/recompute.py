@@ -69,6 +69,12 @@ def has_bodies(gm: GraphModule) -> bool:
     return any(name.startswith(PREFIX) for name, _ in gm.named_children())
 
 
+def drop_bodies(gm: GraphModule) -> None:
+    """Take from a module the bodies that its graph does not call any more."""
+    for name in [name for name, _ in gm.named_children() if name.startswith(PREFIX)]:
+        gm.delete_submodule(name)
+
+
 def take_bodies(gm: GraphModule, other: GraphModule) -> None:
     """Give a module the bodies that another one has got."""
     for name, body in other.named_children():
