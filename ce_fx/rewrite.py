@@ -26,8 +26,8 @@ from ce_fx.lower.extract import copy_of, inline
 from ce_fx.lower.recompute import PREFIX, has_bodies, is_alone, recompute, take_bodies
 from ce_fx.options import Options
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.report.graph import GraphReport
-from ce_fx.rows import graph_report
+from ce_fx.report.graph import GraphReport, together
+from ce_fx.rows import graph_report, row_of
 from ce_fx.sizes import known
 from ce_fx.tune.calibrate import time_model
 from ce_fx.tune.cost import rest_of_graph
@@ -103,7 +103,7 @@ def rewrite_graph(
         except Exception as error:  # a plan may then be kept for sizes where another is better, and nothing else
             log.warning("a plan holds for all sizes: %s: %s", type(error).__name__, error)
     inner = _bodies(gm, work, example_inputs, reading, options) if bodies else []
-    result = graph_report(found, decisions, reading, context, inner)
+    result = _reported(found, decisions, reading, context, inner)
     if any(decision.candidate or decision.recompute for _, decision in decisions):
         _replace(work, decisions)
         if work is not gm:
@@ -111,6 +111,23 @@ def rewrite_graph(
             take_bodies(gm, work)
             gm.graph = work.graph
     return result
+
+
+def _reported(
+    found: Regions,
+    decisions: Sequence[tuple[Region, Decision]],
+    reading: Reading,
+    context: Context,
+    bodies: Sequence[tuple[Node, GraphReport]],
+) -> GraphReport:
+    """What is reported; where that fails the decisions alone, for nobody's model runs slower because of a table."""
+    try:
+        return graph_report(found, decisions, reading, context, bodies)
+    except Exception as error:
+        details = log.isEnabledFor(logging.DEBUG)
+        log.warning("the report of a graph is not whole: %s: %s", type(error).__name__, error, exc_info=details)
+    rows = [row_of(str(region.output), decision) for region, decision in decisions]
+    return together([GraphReport(tuple(rows)), *(inner for _, inner in bodies)])
 
 
 def _read(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule, Reading]:

@@ -124,6 +124,13 @@ def _row(region: Region, decision: Decision, reading: Reading, context: Context)
 _RECOMPUTED = "recomputed in the backward"
 
 
+def row_of(name: str, decision: Decision) -> LayerReport:
+    """A row of what was decided and nothing else."""
+    before, after = decision.before, decision.after
+    numbers = (before.flops, after.flops, before.peak, after.peak, before.seconds, after.seconds)
+    return LayerReport(name, decision.expression, decision.decision, decision.reason, *numbers, plan=decision.plan)
+
+
 def _alone(nodes: Sequence[Node], decision: str, reason: str, reading: Reading, context: Context) -> LayerReport:
     """A row for nodes that stay as they are; without numbers where they could not be counted."""
     ops = [op for node in nodes for op in reading.ops.get(node, ())]

@@ -242,7 +242,7 @@ def _einsum(node: Node) -> tuple[Op, ...]:
 )
 def _mul(node: Node) -> tuple[Op, ...]:
     """Tensor by tensor: one multiply for each output element; a number is not counted as a multiply-add."""
-    tensors = node.all_input_nodes
+    tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]  # the others are sizes
     macs = _elements(node) if len(tensors) == 2 else 0
     return (Op("mul", macs, 1, 1, _elements(node), _elements(*tensors, node)),)
 

@@ -41,7 +41,7 @@ class Picking:
     def choose(self, problem, tune, inner=None):
         if self.how == "real":
             return self.noted(problem, choices.choose(problem, tune, inner))
-        one = self.any_of(problem) if self.how == "any" else choices.candidates(problem)[0]
+        one = self.any_of(problem) if self.how == "any" else next(iter(choices.candidates(problem)), None)
         if self.how == "any" and len(problem.expression.terms) > 1 and self.rng.random() < 0.15:
             one = None
         seconds = problem.cost.seconds

@@ -7,8 +7,9 @@ import pytest
 
 from ce_fx.algebra import Factor, Index, Tap, Term, Window
 from ce_fx.algebra.parser import parse
-from ce_fx.plan.costs import MODES, flops_goal, peak_goal, saved_goal, signature, time_goal
+from ce_fx.plan.costs import flops_goal, peak_goal, saved_goal, signature, time_goal
 from ce_fx.plan.greedy import Noise, greedy, reconfigure, starts
+from ce_fx.plan.modes import MODES
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.plan import PlanError
 from ce_fx.plan.planner import make_plan
@@ -292,7 +293,7 @@ def test_a_size_of_zero_is_planned():
     ("option", "message"),
     [
         ({"objective": "speed"}, "objective must be one of 'flops', 'time', 'memory', not 'speed'"),
-        ({"mode": "eval"}, "mode must be one of 'forward', 'train', 'fold', not 'eval'"),
+        ({"mode": "eval"}, "mode must be one of 'forward', 'train', 'checkpoint', 'fold', not 'eval'"),
         ({"optimize": "best"}, "optimize must be one of 'auto', 'optimal', 'greedy', 'written', not 'best'"),
     ],
 )
