@@ -69,8 +69,8 @@ def conv_einsum(
     and kernels w_j: `y[o] = sum over k of x[stride*o - left + dilation*(k_1 + .. + k_m)] * w_1[k_1] * .. * w_m[k_m]`,
     zero outside x. All other letters mean what they mean in `torch.einsum`.
 
-    Sizes alone decide which operand is x: an image that is shorter than the kernel is taken for a kernel, and slides over
-    the one that is longer. `F.conv1d(x, w, padding=2)` of 3 positions and a kernel of 5 gives 3 positions,
+    Sizes alone decide which operand is x: an image that is shorter than the kernel is taken for a kernel, and slides
+    over the longer one. `F.conv1d(x, w, padding=2)` of 3 positions and a kernel of 5 gives 3 positions,
     `conv_einsum("bsl,tsl->btl|l", x, w, padding=2)` gives the 7 of `F.conv1d(w, x, padding=2)`.
 
     The notation is that of conv_einsum (Rabbani et al., arXiv 2401.03384), with torch's cross-correlation in place of
