@@ -445,7 +445,7 @@ def test_a_flop_counter_leaves_a_model_as_it_was(net, x, when):
     assert runs and rewritten(fast) == 2
 
 
-def test_an_interrupted_plan_leaves_everything_as_it_was(net, x, monkeypatch):
+def test_an_interrupted_plan_keeps_what_was_planned_before(net, x, monkeypatch):
     rewrite = sys.modules["ce_fx.rewrite"]
     decide, calls = rewrite.decide, []
 
@@ -457,12 +457,9 @@ def test_an_interrupted_plan_leaves_everything_as_it_was(net, x, monkeypatch):
 
     monkeypatch.setattr(rewrite, "decide", interrupted)
     fast = optimize(net)
-    with pytest.raises(KeyboardInterrupt):
-        fast(x)
-    assert torch.is_grad_enabled() and not ce_fx.graph_modules(fast)
-    assert repr(fast).endswith("not captured yet")
-    same(fast, net, x)
-    assert rewritten(fast) == 2 and len(ce_fx.graph_modules(fast)) == 1
+    with pytest.warns(UserWarning, match="stopped by Ctrl-C"):
+        same(fast, net, x)
+    assert torch.is_grad_enabled() and rewritten(fast) == 1 and len(ce_fx.graph_modules(fast)) == 1
 
 
 def test_a_model_without_a_multilinear_layer_says_so():
