@@ -117,6 +117,7 @@ def _row(region: Region, decision: Decision, reading: Reading, context: Context)
         decision=decision.decision,
         reason="; ".join(filter(None, (decision.reason, apart, _RECOMPUTED if decision.recompute else None))),
         **_numbers(decision.before, decision.after, context),
+        **_foldable(region, decision, context),
         plan=decision.plan,
         kind=_kind(named, reading),
         mismatch=decision.mismatch,
@@ -129,6 +130,21 @@ def _row(region: Region, decision: Decision, reading: Reading, context: Context)
 
 
 _RECOMPUTED = "recomputed in the backward"
+
+
+def _foldable(region: Region, decision: Decision, context: Context) -> dict[str, Any]:
+    """What of a row depends on weights only and runs in every call, because `fold=True` was not asked for."""
+    if context.training or context.fold or region.precision:
+        return {}
+    once: Sequence[Node] = decision.once
+    if decision.candidate is None:
+        nodes = [node for node in region.nodes if node in context.constant]
+        fixed = {op for node in nodes for op in context.ops.get(node, ())}
+        once = [op for op in region.ops if op in fixed]
+    cost = _cost(once, context) if once else None
+    if cost is None or not cost.seconds:
+        return {}
+    return {"foldable_flops": cost.flops, "foldable_time": cost.seconds}
 
 
 def _alone(nodes: Sequence[Node], decision: str, reason: str, reading: Reading, context: Context) -> LayerReport:

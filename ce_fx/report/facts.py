@@ -6,7 +6,7 @@ from math import isinf
 from typing import TYPE_CHECKING
 
 from ce_fx.report.lines import total
-from ce_fx.report.units import percent, seconds
+from ce_fx.report.units import number_of, percent, seconds
 
 if TYPE_CHECKING:
     from ce_fx.report.report import Report
@@ -24,7 +24,7 @@ def facts_of(report: Report) -> list[str]:
     """Coverage, what could not be counted, what is no layer, what was refused, and the notes, in this order."""
     if not report.layers:
         return [_nothing(report), *_no_layers(report), *_notes(report)]
-    parts = (_split, _coverage, _uncounted, _no_layers, _refused, _notes)
+    parts = (_split, _coverage, _foldable, _uncounted, _no_layers, _refused, _notes)
     return [line for part in parts for line in part(report)]
 
 
@@ -73,6 +73,17 @@ def _limit(speedup: float) -> str:
 
 _NO_LIMIT = 100
 """Times faster that a model could be, from which on its other parts are no matter."""
+
+
+def _foldable(report: Report) -> list[str]:
+    """What `fold=True` would gain."""
+    rows = [layer for layer in report.layers if layer.foldable_time]
+    if not rows:
+        return []
+    count = f"{len(rows)} rows have" if len(rows) > 1 else "one row has"
+    flops = number_of(total(layer.foldable_flops for layer in rows))
+    time = seconds(total(layer.foldable_time for layer in rows), "p")
+    return [f"fold: {count} steps on weights only; fold=True, for serving, would save {flops} FLOPs and {time} a call"]
 
 
 def _uncounted(report: Report) -> list[str]:
