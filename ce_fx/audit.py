@@ -18,6 +18,7 @@ from ce_fx.capture.numpy_attrs import undo
 from ce_fx.capture.undisturbed import undisturbed
 from ce_fx.optimize import _session_of, optimize
 from ce_fx.report import Report
+from ce_fx.session import uncaptured
 
 _FAKE = "weights or inputs are fake: nothing was run, so times are predicted only and no rewrite was verified"
 
@@ -45,6 +46,7 @@ def audit(
 
     Raises:
         CeFxError: an option is unknown or bad, or the model is no module.
+        Exception: what the model raises for these inputs.
     """
     args = (args,) if isinstance(args, Tensor) else args
     fake = _is_fake([*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, kwargs))])
@@ -57,13 +59,32 @@ def audit(
         with _plain_mode(training), undisturbed(fast):
             if training != model.training:  # else a part that is frozen in the other mode stays frozen
                 fast.train(training)
-            fast(*_usable(args, training), **_usable(kwargs or {}, training))
+            failure = _call(fast, _usable(args, training), _usable(kwargs or {}, training), session.options.fullgraph)
     finally:
         undo(session.plain)
     result = session.report()
+    if failure:
+        result = replace(result, layers=(*result.layers, uncaptured(failure)), captured=True)
     about = about_of(model, args, kwargs, training)
     notes = (*result.notes, *([_FAKE] if fake else []))
     return replace(result, title=title_of(about), about=about, notes=notes)
+
+
+def _call(fast: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], fullgraph: bool) -> str | None:
+    """Call the model; returns why that failed where it can only be called as written.
+
+    What the model itself raises is raised as the model does it, and not as Dynamo tells it.
+    """
+    try:
+        fast(*args, **kwargs)
+        return None
+    except Exception as error:
+        if fullgraph:  # which asks for an error
+            raise
+        failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    with torch.compiler.set_stance("force_eager"):
+        fast(*args, **kwargs)
+    return failure
 
 
 def about_of(

@@ -6,14 +6,17 @@ see `ce_fx.algebra.parser`. Calls are planned once per string, shapes and option
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ce_fx.algebra.parser import ParsedExpression, contracts, parse
 from ce_fx.errors import ExpressionError
@@ -23,11 +26,15 @@ from ce_fx.plan.path_info import PathInfo, path_info
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.planner import make_plan
 from ce_fx.plan.time_model import TimeModel
+from ce_fx.sizes import known, symbol
 from ce_fx.tune.calibrate import time_model
 
 Planned: TypeAlias = Callable[..., Tensor]
 
+_Kept = TypeVar("_Kept")
+
 _CACHE: OrderedDict[object, Planned] = OrderedDict()
+_CACHE_SYMBOLIC: OrderedDict[object, tuple[Planned, ...]] = OrderedDict()
 _CACHED = 1024  # planned calls that are kept
 
 _GEOMETRY = ("stride", "padding", "dilation", "padding_mode", "flip")
@@ -62,8 +69,13 @@ def conv_einsum(
     and kernels w_j: `y[o] = sum over k of x[stride*o - left + dilation*(k_1 + .. + k_m)] * w_1[k_1] * .. * w_m[k_m]`,
     zero outside x. All other letters mean what they mean in `torch.einsum`.
 
+    Sizes alone decide which operand is x: an image that is shorter than the kernel is taken for a kernel, and slides
+    over the longer one. `F.conv1d(x, w, padding=2)` of 3 positions and a kernel of 5 gives 3 positions,
+    `conv_einsum("bsl,tsl->btl|l", x, w, padding=2)` gives the 7 of `F.conv1d(w, x, padding=2)`.
+
     The notation is that of conv_einsum (Rabbani et al., arXiv 2401.03384), with torch's cross-correlation in place of
-    the paper's convolution unless `flip` is set. Calls are planned once for each string, shapes and options.
+    the paper's convolution unless `flip` is set. Calls are planned once for each string, shapes and options; under
+    `torch.compile` with symbolic sizes once for all of them, at those that were seen.
 
     Args:
         string: such as `"bshw,rt,rs,rh,rw->bthw|hw"`.
@@ -100,12 +112,15 @@ def _evaluate(string: str, operands: tuple[Tensor, ...], options: tuple[Any, ...
     try:
         key: Any = (string, leaves, options if options == _PLAIN else tuple(map(_frozen, options)))
         run = _CACHE.get(key)
-    except TypeError:  # symbolic sizes have no hash; planning makes them numbers, with the guards of the tracer
+    except TypeError:  # symbolic sizes have no hash
         key = run = None
     if run is None:
-        run = _planned_call(string, operands, dict(zip(_DEFAULTS, options, strict=True)))
+        given = dict(zip(_DEFAULTS, options, strict=True))
+        if key is None and _is_traced(operands):
+            return _for_any_size(string, operands, given)
+        run = _planned_call(string, operands, given)
         if key is not None:
-            _remember(key, run)
+            _remember(_CACHE, key, run)
     return run(*operands)
 
 
@@ -185,10 +200,10 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _remember(key: object, run: Planned) -> None:
-    _CACHE[key] = run
-    while len(_CACHE) > _CACHED:
-        _CACHE.popitem(last=False)
+def _remember(cache: OrderedDict[object, _Kept], key: object, value: _Kept) -> None:
+    cache[key] = value
+    while len(cache) > _CACHED:
+        cache.popitem(last=False)
 
 
 def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +214,66 @@ def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _planned_call(string: str, operands: Sequence[Tensor], options: Mapping[str, Any]) -> Planned:
-    """A function of the operands that runs the plan."""
+    """A function of the operands that runs the plan; symbolic sizes become numbers, with the guards of the tracer."""
+    _check_operands(string, operands)
+    shapes = [tuple(int(size) for size in operand.shape) for operand in operands]
+    parsed = _parsed(string, shapes, options)
+    return _compiled(parsed, _plan_for(parsed, operands, options))
+
+
+def _plan_for(parsed: ParsedExpression, operands: Sequence[Tensor], options: Mapping[str, Any]) -> Plan:
+    first = operands[0]
+    needs = [Operand(needs_grad=_needs_grad(operand)) for operand in operands]
+    return _plan(parsed, needs, options, time_model(first.device, first.dtype))
+
+
+def _is_traced(operands: Sequence[Tensor]) -> bool:
+    """Whether sizes are symbolic, each with a hint to plan by."""
+    sizes = [size for operand in operands for size in operand.shape]
+    return any(not isinstance(size, int) for size in sizes) and all(map(known, sizes))
+
+
+def _for_any_size(string: str, operands: tuple[Tensor, ...], options: Mapping[str, Any]) -> Tensor:
+    """Evaluate on symbolic sizes: planned at their hints, in ops that hold for any, so that a traced graph does.
+
+    Where no such plan holds (groups are a number in torch's convolutions) the sizes that several operands share are
+    fixed; in the last resort all are. What is asked of a size (a kernel is no longer than the features) is a guard.
+    """
+    _check_operands(string, operands)
+    shapes = [tuple(operand.shape) for operand in operands]
+    for given in (lambda: shapes, lambda: _shared_fixed(shapes)):
+        parsed = _parsed(string, given(), options)
+        for run in _symbolic_calls(parsed, operands, options):
+            result = run(*operands)
+            if all(statically_known_true(a == b) for a, b in zip(result.shape, parsed.sizes, strict=True)):
+                return result
+    return _planned_call(string, operands, options)(*operands)
+
+
+def _shared_fixed(shapes: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Shapes with a number for each symbol that is in several of them."""
+    times = Counter(name for shape in shapes for name in {symbol(size) for size in shape})
+    return [tuple(int(size) if times[symbol(size)] > 1 else size for size in shape) for shape in shapes]
+
+
+def _symbolic_calls(
+    parsed: ParsedExpression, operands: Sequence[Tensor], options: Mapping[str, Any]
+) -> Iterator[Planned]:
+    """The plan as a function, in the best ways to evaluate its steps and in the plain ones; what can be emitted."""
+    needs = tuple(map(_needs_grad, operands))
+    search = tuple(_frozen(options[name]) for name in _SEARCH)
+    key = (parsed, needs, search, operands[0].dtype, operands[0].device)
+    if key not in _CACHE_SYMBOLIC:
+        plan = _plan_for(parsed, operands, options)
+        found = []
+        for one in (plan, replace(plan, ways={}, channels_last=False)):
+            with suppress(LoweringError):
+                found.append(_emitted(parsed, one))
+        _remember(_CACHE_SYMBOLIC, key, tuple(found))
+    yield from _CACHE_SYMBOLIC[key]
+
+
+def _check_operands(string: str, operands: Sequence[Tensor]) -> None:
     for n, operand in enumerate(operands):
         if not (operand.dtype.is_floating_point or operand.dtype.is_complex):
             raise ExpressionError(
@@ -210,12 +284,6 @@ def _planned_call(string: str, operands: Sequence[Tensor], options: Mapping[str,
                 f"operand {n} of {string!r} is {operand.dtype} on {operand.device}, but operand 0 is "
                 f"{operands[0].dtype} on {operands[0].device}; cast or move one of them"
             )
-    shapes = [tuple(int(size) for size in operand.shape) for operand in operands]
-    parsed = _parsed(string, shapes, options)
-    first = operands[0]
-    model = time_model(first.device, first.dtype)
-    needs = [Operand(needs_grad=_needs_grad(operand)) for operand in operands]
-    return _compiled(parsed, _plan(parsed, needs, options, model))
 
 
 def _parsed(string: str, shapes: Sequence[Sequence[int]], options: Mapping[str, Any]) -> ParsedExpression:
@@ -241,15 +309,24 @@ def _plan(parsed: ParsedExpression, operands: Sequence[Operand], options: Mappin
 
 def _compiled(parsed: ParsedExpression, plan: Plan) -> Planned:
     """The plan as one Python function of torch calls."""
+    try:
+        return _emitted(parsed, plan)
+    except LoweringError as error:
+        raise ExpressionError(str(error)) from None
+
+
+def _emitted(parsed: ParsedExpression, plan: Plan) -> Planned:
+    """The same.
+
+    Raises:
+        LoweringError: a step has no exact form in torch ops.
+    """
     graph = Graph()
     leaves = [graph.placeholder(f"x{n}") for n in range(plan.network.n)]
     inputs = list(leaves)
     for n, dims in parsed.flipped:
         inputs[n] = graph.call_function(torch.flip, (leaves[n], list(dims)))
-    try:
-        graph.output(emit(plan, graph, inputs))
-    except LoweringError as error:
-        raise ExpressionError(str(error)) from None
+    graph.output(emit(plan, graph, inputs))
     return partial(type(GraphModule(torch.nn.Module(), graph)).forward, None)
 
 

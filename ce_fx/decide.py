@@ -53,6 +53,7 @@ class Decision:
         mismatch: verification found another result.
         measured: the seconds were measured.
         recompute: nothing of it is kept for the backward; only where something would be.
+        once: of the candidate, the ATen nodes that depend on weights only and run in every call.
         alternatives: where sizes are symbolic, the ways between which sizes decide.
     """
 
@@ -67,6 +68,7 @@ class Decision:
     mismatch: bool = False
     measured: bool = False
     recompute: bool = False
+    once: tuple[Node, ...] = ()
     alternatives: Alternatives | None = None
 
 
@@ -205,6 +207,7 @@ def _decide(region: Region, context: Context) -> Decision:
         choice.candidate.plans,
         module,
         measured=choice.measured,
+        once=choice.candidate.once,
         alternatives=alternatives,
     )
 

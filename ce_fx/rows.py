@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
@@ -17,7 +18,7 @@ from ce_fx.capture.reading import Reading
 from ce_fx.decide import Context, Decision
 from ce_fx.lift.region import Region, Regions
 from ce_fx.lift.regions import begins_behind
-from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
+from ce_fx.lower.price import CONVOLUTIONS, counted, ops_of_nodes
 from ce_fx.report.graph import Elsewhere, GraphReport, together
 from ce_fx.report.layer import LayerReport
 from ce_fx.report.names import kind_of_layer, layer_name, value_name
@@ -32,8 +33,13 @@ aten = torch.ops.aten
 _BY_POSITION = {"mul", "add", "sum", "copy"}
 """Families of ops without a contraction."""
 
-_HEAVY = ("lstm", "gru", "rnn_", "linalg_", "cdist", "fft_", "_fft", "cholesky", "lu_", "qr", "svd", "embedding_bag")
-"""Beginnings of the names of ATen ops that have multiply-adds and no formula here."""
+_HEAVY = re.compile(
+    r"^(?!linalg_norm$|linalg_vector_norm$|linalg_diagonal$|fft_i?fftshift$|fft_r?fftfreq$).*?"
+    r"(?<![^_])(\w*mm|\w*mv|\w*dot|matmul|linear|conv\w*|lstm|gru|rnn|attention|transformer|trilinear|linalg|cholesky|lu"
+    r"|qr|\w*qrf|\w*mqr|svd|\w*solve|\w*inverse|\w*det|matrix_exp|matrix_power|fft\d?|i?stft|[cp]dist|cov|corrcoef"
+    r"|embedding_bag)(_|$)"
+)
+"""The names of ATen ops that have multiply-adds, by a word in them; unknown are those without a formula."""
 
 
 def graph_report(
@@ -60,7 +66,8 @@ def graph_report(
     called = {node for node, _ in bodies}
     rows = [(order[region.output], _row(region, decision, reading, context)) for region, decision in decisions]
     refused = {node: one.reason for node, one in found.refusals.items() if not _only_counts(node, reading)}
-    for node, why in refused.items():
+    for node, refusal in refused.items():
+        why = _unknown(node, reading) or refusal
         rows.append((order[node], _alone([node], "refused", why, reading, context)))
     outside = [node for node in order if node not in {*inside, *refused, *called}]
     unread = _unread(outside, reading)
@@ -110,6 +117,7 @@ def _row(region: Region, decision: Decision, reading: Reading, context: Context)
         decision=decision.decision,
         reason="; ".join(filter(None, (decision.reason, apart, _RECOMPUTED if decision.recompute else None))),
         **_numbers(decision.before, decision.after, context),
+        **_foldable(region, decision, context),
         plan=decision.plan,
         kind=_kind(named, reading),
         mismatch=decision.mismatch,
@@ -129,6 +137,21 @@ def row_of(name: str, decision: Decision) -> LayerReport:
     before, after = decision.before, decision.after
     numbers = (before.flops, after.flops, before.peak, after.peak, before.seconds, after.seconds)
     return LayerReport(name, decision.expression, decision.decision, decision.reason, *numbers, plan=decision.plan)
+
+
+def _foldable(region: Region, decision: Decision, context: Context) -> dict[str, Any]:
+    """What of a row depends on weights only and runs in every call, because `fold=True` was not asked for."""
+    if context.training or context.fold or region.precision:
+        return {}
+    once: Sequence[Node] = decision.once
+    if decision.candidate is None:
+        nodes = [node for node in region.nodes if node in context.constant]
+        fixed = {op for node in nodes for op in context.ops.get(node, ())}
+        once = [op for op in region.ops if op in fixed]
+    cost = _cost(once, context) if once else None
+    if cost is None or not cost.seconds:
+        return {}
+    return {"foldable_flops": cost.flops, "foldable_time": cost.seconds}
 
 
 def _alone(nodes: Sequence[Node], decision: str, reason: str, reading: Reading, context: Context) -> LayerReport:
@@ -194,11 +217,16 @@ def _reason(node: Node, reading: Reading) -> str | None:
         promised = node.meta.get("example_value", node.meta.get("val"))
         tensors = [value for value in torch.utils._pytree.tree_leaves(promised) if isinstance(value, Tensor)]
         return reading.failures[node] if tensors else None
-    ops = reading.ops.get(node, ())
-    unknown = next((op for op in ops if _is_unknown(op)), None)
+    unknown = _unknown(node, reading)
     if unknown is not None:
-        return f"no FLOPs are known of {op_name(unknown)}"
-    return None if all(map(_is_sized, ops)) else "a size is only known when it runs"
+        return unknown
+    return None if all(map(_is_sized, reading.ops.get(node, ()))) else "a size is only known when it runs"
+
+
+def _unknown(node: Node, reading: Reading) -> str | None:
+    """The sentence for a node that runs an op without a formula."""
+    unknown = next((op for op in reading.ops.get(node, ()) if _is_unknown(op)), None)
+    return None if unknown is None else f"no FLOPs are known of {op_name(unknown)}"
 
 
 def _is_unknown(op: Node) -> bool:
@@ -207,7 +235,7 @@ def _is_unknown(op: Node) -> bool:
         return isinstance(op.target, torch._ops.HigherOrderOperator)
     if op.target.namespace not in ("aten", "prims"):
         return True
-    return op_name(op).startswith(_HEAVY)
+    return _HEAVY.search(op_name(op)) is not None and not counted(op)
 
 
 def _is_sized(op: Node) -> bool:

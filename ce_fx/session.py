@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from threading import RLock
 from typing import Any
@@ -39,6 +40,7 @@ class Session(Listener):
         called: a call of the model has come to its end.
         first_call: held during the first.
         skipped: frames of which nothing was captured, or nothing before a graph break.
+        last_break: the reason of the latest graph break.
         limits: a sentence for each frame that was compiled as often as Dynamo will.
     """
 
@@ -49,6 +51,7 @@ class Session(Listener):
         self.compiled: list[Compiled] = []
         self.skipped: list[Break] = []
         self.limits: list[str] = []
+        self.last_break = ""
         self.called = False
         self.first_call = RLock()
         self._settled = 0
@@ -84,6 +87,10 @@ class Session(Listener):
         if not captured and missed not in self.skipped:
             self.skipped.append(missed)
 
+    def stopped(self, reason: str) -> None:
+        """Remember it: it tells why nothing was captured, where that is so."""
+        self.last_break = reason
+
     def compilation_ended(self) -> None:
         """What was compiled is kept to be looked at, and not all that it was compiled with."""
         for each in self.compiled[self._settled :]:
@@ -104,18 +111,21 @@ class Session(Listener):
             notes += notes_of(each.running for each in latest([*found, *folding]))
         frames = {each.frame for each in found}
         if len(frames) > 1:
-            notes.append(f"the model was captured as {len(frames)} graphs; no region reaches across a graph break")
+            notes.append(
+                f"the model was captured as {len(frames)} graphs; no region reaches across a graph break, and what "
+                f"runs between graphs is not counted"
+            )
         for before, after in pairwise([*found, None]):
             if before is not None and before.ended is not None:
                 notes.append(f"graph break at {before.ended}{self._cost(before, after)}")
         notes += [f"graph break before any op, or a frame skipped, at {skipped}" for skipped in self.skipped]
         notes += self.limits
-        if self.called and not self.compiled:
-            notes.append("nothing was captured: the model runs as written")
         buckets = max(Counter(each.compiling for each in found if each.compiling).values(), default=1)
         if buckets > 1:
             notes.append(f"DDP split a graph into {buckets}, one for each of its buckets; no region reaches across")
-        return _report(found, self.title, self.options, notes)
+        if self.called and not self.compiled:
+            return Report((uncaptured(self._why()),), self.title, self.options.objective, tuple(notes))
+        return replace(_report(found, self.title, self.options, notes), captured=bool(self.compiled))
 
     def summary(self) -> str:
         """One line: what happened."""
@@ -123,6 +133,12 @@ class Session(Listener):
             return _report(latest(self.compiled), self.title, self.options).summary()
         why = f": {self.skipped[-1]}" if self.skipped else ""
         return f"nothing was captured, the model runs as written{why}" if self.called else "not captured yet"
+
+    def _why(self) -> str:
+        """Why nothing was captured."""
+        if self.skipped:
+            return self.skipped[-1].reason
+        return self.last_break or "Dynamo skips its code, or found no tensor op in it"
 
     def _cost(self, before: Compiled, after: Compiled | None) -> str:
         """What a graph break costs, worked out once."""
@@ -154,6 +170,12 @@ class Session(Listener):
         for each in self.compiled:
             if each.running.fold is not None:
                 each.running.fold.drop()
+
+
+def uncaptured(why: str) -> LayerReport:
+    """The row of a model that could not be captured: nothing is known of what it computes."""
+    reason = f"nothing was captured; the model runs as written: {why}"
+    return LayerReport("(model)", "", "refused", reason, None, None, None, None)
 
 
 def _report(compiled: Sequence[Compiled], title: str, options: Options, notes: Sequence[str] = ()) -> Report:

@@ -32,6 +32,11 @@ def hint(size: Any) -> int:
     return found[expression]
 
 
+def symbol(size: Any) -> str:
+    """The name of a symbolic size; "" for a number, and for a size that a guard has fixed by now."""
+    return "" if isinstance(size, int) or size.node.expr.is_number else str(size)
+
+
 @contextmanager
 def assuming(values: Mapping[Any, Any]) -> Iterator[None]:
     """Plan and price as if symbols had other values than their hints.

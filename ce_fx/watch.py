@@ -1,8 +1,8 @@
 """What Dynamo says while it compiles a model: where a graph broke and why, what it skipped, what it compiled anew for.
 
 Dynamo calls a backend for the graphs that it captures, and each of them holds what ended it. Of a frame that it skips,
-or of one that breaks before any op, a backend hears nothing: Dynamo counts the reasons (`counters["unimplemented"]`),
-and tells its callbacks when a compilation begins and ends. Dynamo takes long to import; it is there when it compiles.
+or of one that breaks before any op, a backend hears nothing: Dynamo counts the reasons (`counters`), and tells its
+callbacks when a compilation begins and ends. Dynamo takes long to import; it is there when it compiles.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -69,6 +69,9 @@ class Listener:
             compile_id: Dynamo's, of the compilation; a graph of the same may have been captured before the break.
         """
 
+    def stopped(self, reason: str) -> None:
+        """A graph break was counted; where a graph was captured before it, it holds the same reason."""
+
     def compilation_ended(self) -> None:
         """Dynamo is done with the graphs that it handed over."""
 
@@ -107,7 +110,7 @@ def watch() -> None:
         callback_handler.register_end_callback(_ended)
 
 
-_COUNTED: Counter[str] = Counter()
+_COUNTED: Counter[tuple[str, str]] = Counter()
 """What was counted before the compilation that is going on; Dynamo has one at a time."""
 
 
@@ -115,7 +118,8 @@ def _began(args: CallbackArgs) -> None:
     from torch._dynamo.utils import counters
 
     _COUNTED.clear()
-    _COUNTED.update(counters["unimplemented"])
+    for name in ("unimplemented", "graph_break"):
+        _COUNTED.update({(name, text): times for text, times in counters[name].items()})
 
 
 def _ended(args: CallbackArgs) -> None:
@@ -134,12 +138,19 @@ def _tell(args: CallbackArgs) -> None:
     if listener is None:
         return
     listener.compilation_ended()
-    new = (text for text, times in counters["unimplemented"].items() if times > _COUNTED[text])
-    reasons = [text for text in new if not text.startswith(_RAISED)]
+    reasons, breaks = (_new(name, counters[name]) for name in ("unimplemented", "graph_break"))
+    if breaks:
+        listener.stopped(_meaning(breaks[-1]))
     if reasons:
         codes = (frame.f_locals.get("code") for frame in frames if frame.f_code.co_name == "_compile")
         code = next((code for code in codes if isinstance(code, CodeType)), None)
         listener.missed(_missed(reasons[-1], code), args.compile_id)
+
+
+def _new(name: str, counted: Mapping[str, int]) -> list[str]:
+    """The reasons that were counted since the compilation began, without what the model itself raises."""
+    new = (text for text, times in counted.items() if times > _COUNTED[name, text])
+    return [text for text in new if not text.startswith(_RAISED)]
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:
@@ -155,6 +166,9 @@ def _missed(text: str, code: CodeType | None) -> Break:
         reason = f"{reason}; of this function Dynamo captures only what it calls"
     if code is None or code.co_filename.startswith("<"):
         return Break(reason, "a function")
+    entry = re.fullmatch(r"call_(\w+)_\d+", code.co_name)
+    if entry and code.co_filename.startswith(_PACKAGE):  # our own, see `_entry`
+        return Break(reason, f"{entry[1]}.forward")
     resumed = re.fullmatch(r"torch_dynamo_resume_in_(\w+)_at_(\d+)", code.co_name)
     if resumed:
         return Break(reason, f"the rest of {resumed[1]}", code.co_filename, int(resumed[2]))

@@ -262,3 +262,10 @@ def test_errors(arguments, options, message):
 def test_unknown_option_of_contract_path():
     with pytest.raises(ce_fx.ExpressionError, match="unknown option 'strid'"):
         ce_fx.contract_path("i,i", (2,), (2,), shapes=True, strid=2)
+
+
+def test_an_image_that_is_shorter_than_the_kernel_is_the_kernel():
+    x, w = torch.randn(1, 1, 3), torch.randn(1, 1, 5)
+    got = ce_fx.conv_einsum("bsl,tsl->btl|l", x, w, padding=2)
+    torch.testing.assert_close(got, F.conv1d(w, x, padding=2))
+    assert got.shape[-1] == 7

@@ -295,3 +295,83 @@ def test_a_mark_without_a_range_may_be_planned_anew():
         torch._dynamo.mark_dynamic(x, 2)
         torch.testing.assert_close(fast(x), model(x), rtol=1e-9, atol=1e-9)
     assert len(ce_fx.graph_modules(fast)) == 2
+
+
+class Written(nn.Module):
+    """A CP convolution and a chain of matrices, as strings."""
+
+    def __init__(self, string="bshw,rt,rs,rh,rw->bthw|hw", **options):
+        super().__init__()
+        self.string, self.options = string, options
+        self.w = nn.ParameterList(torch.randn(size) for size in ((7, 4), (7, 6), (7, 3), (7, 3)))
+        self.v = nn.ParameterList(torch.randn(size) for size in ((2, 4), (2, 5)))
+
+    def forward(self, x):
+        y = ce_fx.conv_einsum(self.string, x, *self.w, **self.options).relu()
+        return ce_fx.conv_einsum("bthw,rt,rs->bshw", y, *self.v)
+
+
+STRINGS = {
+    "batch": ({}, lambda n: (n + 2, 6, 11, 9)),
+    "resolution": ({}, lambda n: (3, 6, 11 + n, 9 + 2 * n)),
+    "strides": ({"stride": 2}, lambda n: (3 + n, 6, 11 + n, 40 - n)),
+    "crop": ({"padding": {"h": 0, "w": (2, 0)}}, lambda n: (3, 6, 11 + n, 9 + 2 * n)),
+    "circular": ({"padding_mode": "circular"}, lambda n: (3, 6, 11 + n, 9 + 2 * n)),
+    "flipped": ({"flip": True, "dilation": 2}, lambda n: (3, 6, 11 + n, 9 + 2 * n)),
+}
+
+
+@pytest.mark.parametrize("name", STRINGS)
+def test_conv_einsum_of_twenty_sizes_takes_two_captures(name):
+    options, shape = STRINGS[name]
+    model = Written(**options).double()
+    captures = []
+
+    def count(gm, example_inputs):
+        captures.append(gm)
+        return gm.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=count, fullgraph=True)
+    for n in range(20):
+        check(model, compiled, shape(n))
+    assert len(captures) <= 2
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
+def test_conv_einsum_of_twenty_batches_under_optimize(inner):
+    model = Written().double()
+    fast = ce_fx.optimize(model, fullgraph=True, tune=False, inner=inner)
+    for batch in range(2, 22):
+        check(model, fast, (batch, 6, 11, 9), grad=inner != "inductor")
+    assert len(ce_fx.graph_modules(fast)) <= 2
+
+
+def test_conv_einsum_of_operands_that_are_all_symbolic():
+    """Depthwise, with weights that are inputs: groups are a number in torch's convolutions, so channels are fixed."""
+    captures = []
+
+    def count(gm, example_inputs):
+        captures.append(gm)
+        return gm.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, w: ce_fx.conv_einsum("bcl,cl->bcl|l", x, w), backend=count, fullgraph=True, dynamic=True
+    )
+    w = torch.randn(6, 3, dtype=torch.float64)
+    for batch in range(2, 12):
+        x = torch.randn(batch, 6, 20 + batch, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x, w), F.conv1d(x, w[:, None], padding=1, groups=6), rtol=1e-9, atol=1e-9)
+    assert len(captures) <= 2
+
+
+def test_conv_einsum_where_features_become_shorter_than_the_kernel():
+    """The longer operand is the features: that is a guard, and beyond it another graph."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, w: ce_fx.conv_einsum("bl,l->bl|l", x, w), backend="eager", dynamic=True)
+    w = torch.randn(5, dtype=torch.float64)
+    for length in (9, 7, 5, 4, 3, 12):
+        x = torch.randn(3, length, dtype=torch.float64)
+        expected = ce_fx.conv_einsum("bl,l->bl|l", x, w)
+        torch.testing.assert_close(compiled(x, w), expected, rtol=1e-9, atol=1e-9)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ce_fx.algebra.expression import Factor, Term
 from ce_fx.algebra.index import Axes, Index
 from ce_fx.algebra.window import Tap, Window
 from ce_fx.errors import ExpressionError
+from ce_fx.sizes import hint, symbol
 
 _TOKEN = re.compile(r"\.\.\.|\(\s*\w+\s*\)|[^\W\d_]")
 _ELLIPSIS = "..."
@@ -28,11 +29,13 @@ class ParsedExpression:
         term: the product; `term.factors[n]` is operand n.
         output: the output axes, one index (or none, for a size of 1) each.
         flipped: pairs (operand, dims): the dims to reverse first (only with `flip=True`).
+        sizes: of the output, symbolic where they are.
     """
 
     term: Term
     output: Axes
     flipped: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    sizes: tuple[Any, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def parse(
     Args:
         string: `"bshw,rt,rs,rh,rw->bthw|hw"`; spaces are ignored, `(r1)` is one index, `...` as in einsum, `|h,w` is
             `|hw`. Without a pipe the output may be left out, as in einsum.
-        shapes: sizes of each operand.
+        shapes: sizes of each operand. They may be symbolic: what is asked of them here becomes guards. Those of kernels
+            are fixed, and that of features where the number of outputs would need a remainder (see `_holds`).
         stride: an int >= 1 for all convolution letters, or a dict by letter.
         padding: "same", "valid", "full", an int >= 0 or a pair (left, right); or a dict by letter of these.
         dilation: an int >= 1, or a dict by letter, or by (operand number, letter), which wins.
@@ -86,7 +90,8 @@ def parse(
     geometry = _Geometry(stride, padding, dilation, padding_mode == "circular")
     _check_keys(geometry, conv, operands, terms)
     sizes = _sizes(operands, conv, terms)
-    windows = {letter: _window(letter, operands, terms, geometry) for letter in conv}
+    slides = {letter: _window(letter, operands, terms, geometry) for letter in conv}
+    windows = {letter: window for letter, (window, _) in slides.items()}
     factors = tuple(
         Factor(n, tuple(_axis(n, letter, size, sizes, windows) for letter, size in operand))
         for n, operand in enumerate(operands)
@@ -97,7 +102,12 @@ def parse(
     axes = tuple(
         (windows[letter].out,) if letter in windows else _ordinary(letter, sizes[letter]) for letter in letters
     )
-    return ParsedExpression(Term(factors, tuple(windows.values())), axes, _flips(windows, operands) if flip else ())
+    return ParsedExpression(
+        Term(factors, tuple(windows.values())),
+        axes,
+        _flips(windows, operands) if flip else (),
+        tuple(slides[letter][1] if letter in slides else sizes[letter] for letter in letters),
+    )
 
 
 def contracts(string: str) -> bool:
@@ -213,7 +223,11 @@ def _check_keys(
 def _features(letter: str, operands: list[list[tuple[str, int]]]) -> int:
     """The operand with the largest size on a convolution letter, the first of them."""
     sizes = {n: size for n, operand in enumerate(operands) for name, size in operand if name == letter}
-    return max(sizes, key=lambda n: (sizes[n], -n))
+    best, *others = sizes
+    for n in others:
+        if sizes[n] > sizes[best]:
+            best = n
+    return best
 
 
 def _sizes(operands: list[list[tuple[str, int]]], conv: list[str], terms: list[list[str]]) -> dict[str, int]:
@@ -229,12 +243,17 @@ def _sizes(operands: list[list[tuple[str, int]]], conv: list[str], terms: list[l
                     f"letter '{letter}' has size {size} in operand {n} ('{_term(terms[n])}') but {known} in operand "
                     f"{holder} ('{_term(terms[holder])}'); sizes must be equal, or 1"
                 )
-            sizes[letter] = (size, n) if known == 1 else (known, holder)
+            better = known == 1 or (isinstance(size, int) and size != 1)  # of equal sizes the one that is a number
+            sizes[letter] = (size, n) if better else (known, holder)
     return {letter: size for letter, (size, _) in sizes.items()}
 
 
 def _ordinary(letter: str, size: int) -> tuple[Index, ...]:
-    return () if size == 1 else (Index(letter, size),)
+    return () if size == 1 else (_index(letter, size),)
+
+
+def _index(name: str, size: Any) -> Index:
+    return Index(name, hint(size), symbol(size))
 
 
 def _axis(n: int, letter: str, size: int, sizes: dict[str, int], windows: dict[str, Window]) -> tuple[Index, ...]:
@@ -245,12 +264,15 @@ def _axis(n: int, letter: str, size: int, sizes: dict[str, int], windows: dict[s
     return (tap or window.features,)
 
 
-def _window(letter: str, operands: list[list[tuple[str, int]]], terms: list[list[str]], geometry: _Geometry) -> Window:
+def _window(
+    letter: str, operands: list[list[tuple[str, int]]], terms: list[list[str]], geometry: _Geometry
+) -> tuple[Window, int]:
+    """The window of a convolution letter, and its number of outputs."""
     features = _features(letter, operands)
     holders = {n: size for n, operand in enumerate(operands) for name, size in operand if name == letter}
     size = holders[features]
     taps = tuple(
-        Tap(Index(f"{letter}.{n}", width), _dilation(geometry, letter, n))
+        Tap(Index(f"{letter}.{n}", int(width)), _dilation(geometry, letter, n))
         for n, width in holders.items()
         if n != features
     )
@@ -260,6 +282,8 @@ def _window(letter: str, operands: list[list[tuple[str, int]]], terms: list[list
     stride = _positive("stride", _by_letter(geometry.stride, letter, 1), letter)
     reach = sum(tap.reach for tap in taps)
     left, right = _padding(_by_letter(geometry.padding, letter, "same"), letter, reach)
+    if not isinstance(size, int) and not _holds(size, len(taps), stride, left, right, geometry):
+        size = int(size)
     span = size + left + right - reach - 1
     if span < 0:
         raise ExpressionError(
@@ -267,8 +291,20 @@ def _window(letter: str, operands: list[list[tuple[str, int]]], terms: list[list
             f"{size + left + right} with padding, but the composed kernel has {reach + 1}; pad more or use a "
             f"smaller kernel"
         )
-    out = Index(f"{letter}.out", span // stride + 1)
-    return Window(Index(letter, size), out, taps, stride, left, circular=geometry.circular)
+    count = span // stride + 1
+    out = _index(f"{letter}.out", count)
+    return Window(_index(letter, size), out, taps, stride, left, circular=geometry.circular), count
+
+
+def _holds(size: Any, kernels: int, stride: int, left: int, right: int, geometry: _Geometry) -> bool:
+    """Whether a window can slide over a symbolic size.
+
+    Not where a stride would leave a remainder that is to be padded or cropped: torch's convolution, which drops it,
+    pads both sides alike. A circular one must find what it repeats within the features.
+    """
+    if geometry.circular and not (size >= left and size >= right):
+        return False
+    return stride == 1 or (kernels == 1 and left == right and not geometry.circular)
 
 
 def _by_letter(value: Any, letter: str, default: Any) -> Any:

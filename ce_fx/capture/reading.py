@@ -71,7 +71,11 @@ class Reading:
     @staticmethod
     def storage(fake: Any) -> object:
         """A key that two fake tensors share exactly if they share memory; None for anything else."""
-        return fake.untyped_storage()._cdata if isinstance(fake, Tensor) else None
+        if not isinstance(fake, Tensor):
+            return None
+        while torch._C._functorch.is_functorch_wrapped_tensor(fake):  # under vmap and grad
+            fake = torch._C._functorch.get_unwrapped(fake)
+        return fake.untyped_storage()._cdata
 
 
 def read(gm: GraphModule, example_inputs: Sequence[Any]) -> Reading:

@@ -112,6 +112,8 @@ def cropped_or_padded(graph: Graph, node: Node, pads: Sequence[Pad]) -> Node:
 
 def _wrapped(graph: Graph, node: Node, dim: int, pad: Pad) -> Node:
     """Positions `-left .. length + right` of the endless repetition of a tensor along a dim."""
+    if pad.symbolic:
+        return _wrapped_once(graph, node, dim, pad)
     pieces = []
     position, end = -pad.left, pad.length + pad.right
     while position < end:
@@ -120,6 +122,20 @@ def _wrapped(graph: Graph, node: Node, dim: int, pad: Pad) -> Node:
         whole = start == 0 and size == pad.length
         pieces.append(node if whole else graph.call_function(torch.narrow, (node, dim, start, size)))
         position += size
+    return graph.call_function(torch.cat, (pieces, dim)) if len(pieces) > 1 else pieces[0]
+
+
+def _wrapped_once(graph: Graph, node: Node, dim: int, pad: Pad) -> Node:
+    """The same of a symbolic length that is no shorter than what is repeated of it on a side."""
+    inside = slice(max(0, -pad.left), min(0, pad.right) or None)
+    parts = [slice(-pad.left, None)] if pad.left > 0 else []
+    parts += [inside] + ([slice(None, pad.right)] if pad.right > 0 else [])
+    rest = tuple(slice(None) for _ in range(-dim - 1))
+    pieces = []
+    for part in parts:
+        where: Any = (Ellipsis, part, *rest)
+        whole = part == slice(0, None)
+        pieces.append(node if whole else graph.call_function(operator.getitem, (node, where)))
     return graph.call_function(torch.cat, (pieces, dim)) if len(pieces) > 1 else pieces[0]
 
 

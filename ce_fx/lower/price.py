@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ce_fx.lower.price_attention import attention_ops, projected_attention_ops
 from ce_fx.lower.price_einsum import einsum_ops
 from ce_fx.plan.kinds import conv_family
 from ce_fx.plan.ops import Op
@@ -107,6 +108,7 @@ def _conv_op(node: Node, reduce: int, columns: int, groups: int, window: int, ou
     aten.bmm.default,
     aten.matmul.default,
     aten.linalg_matmul.default,
+    aten._int_mm.default,
 )
 def _matmul(node: Node) -> tuple[Op, ...]:
     """[..., i, k] @ [..., k, j]; a batch axis on both sides makes it batched."""
@@ -195,15 +197,16 @@ def _bilinear(node: Node) -> tuple[Op, ...]:
 
 @_prices(aten.scaled_dot_product_attention.default)
 def _attention(node: Node) -> tuple[Op, ...]:
-    """Queries by keys, and what their softmax weighs: [b, q, e] @ [b, e, k], then [b, q, k] @ [b, k, v].
+    return attention_ops(*(_shape(arg) for arg in node.args[:3]))
 
-    Taken to be fused: the scores, [b, q, k], stay in the cache. A causal mask is not taken off, as torch's own count
-    does not.
-    """
-    (*batch, q, e), (*_, k, _), (*_, v) = (_shape(arg) for arg in node.args[:3])
-    scores = prod(batch) * q * k
-    first = Op("bmm", scores * e, e, k, q, _elements(*node.args[:2]))
-    return (first, Op("bmm", scores * v, k, v, q, _elements(node.args[2], node)))
+
+@_prices(aten._native_multi_head_attention.default, aten._transformer_encoder_layer_fwd.default)
+def _fused_attention(node: Node) -> tuple[Op, ...]:
+    """What attention in eval mode is without gradients: one op with all its projections."""
+    layer = node.target is aten._transformer_encoder_layer_fwd.default
+    sources: Any = node.args[:1] * 3 if layer else node.args[:3]
+    heads, widths = node.args[2 if layer else 4], _shape(node.args[14])[:1] if layer else ()
+    return projected_attention_ops(*map(_shape, sources), int(heads), *widths)  # type: ignore[arg-type]
 
 
 @_prices(aten.tensordot.default)

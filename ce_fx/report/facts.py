@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isinf
 from typing import TYPE_CHECKING
 
 from ce_fx.report.lines import total
-from ce_fx.report.units import percent, seconds
+from ce_fx.report.units import number_of, percent, seconds
 
 if TYPE_CHECKING:
     from ce_fx.report.report import Report
@@ -23,9 +23,18 @@ def head_of(report: Report) -> list[str]:
 def facts_of(report: Report) -> list[str]:
     """Coverage, what could not be counted, what is no layer, what was refused, and the notes, in this order."""
     if not report.layers:
-        return ["no multilinear layer was found", *_no_layers(report), *_notes(report)]
-    parts = (_split, _coverage, _uncounted, _no_layers, _refused, _notes)
+        return [_nothing(report), *_no_layers(report), *_notes(report)]
+    parts = (_split, _coverage, _foldable, _uncounted, _no_layers, _refused, _notes)
     return [line for part in parts for line in part(report)]
+
+
+def _nothing(report: Report) -> str:
+    """What is said in place of a table."""
+    from ce_fx.report.report import NOTHING, UNCALLED
+
+    if not report.captured:
+        return UNCALLED
+    return NOTHING if report.elsewhere else f"{NOTHING}, and nothing else that takes time"
 
 
 def _split(report: Report) -> list[str]:
@@ -38,6 +47,8 @@ def _split(report: Report) -> list[str]:
 def _coverage(report: Report) -> list[str]:
     """How much of the model the rows that can change are, and what that allows (Amdahl's law)."""
     flexible = [layer for layer in report.layers if layer.can_change]
+    if len(report.uncounted) == len(report.layers):
+        return []
     if not flexible:
         return ["coverage: no row can change, each has one order of evaluation"]
     rows = f"the {len(flexible)} rows" if len(flexible) > 1 else "the one row"
@@ -46,11 +57,33 @@ def _coverage(report: Report) -> list[str]:
     if inside is None or elsewhere is None or report.best_speedup is None:
         return [f"coverage: {flops} of FLOPs are in {rows} that can change"]
     time = percent(total(layer.time_before for layer in flexible), inside + elsewhere)
-    best = f"{report.best_speedup:.1f}x" if isfinite(report.best_speedup) else "unlimited, nothing else takes time"
     return [
-        f"coverage: {flops} of FLOPs and {time} of time are in {rows} that can change; "
-        f"best possible speed-up from them: {best}"
+        f"coverage: {flops} of FLOPs and {time} of time are in {rows} that can change; {_limit(report.best_speedup)}"
     ]
+
+
+def _limit(speedup: float) -> str:
+    """The speed-up that the rest of the model leaves room for; above 100x a figure says no more than its smallness."""
+    if isinf(speedup):
+        return "nothing else takes time"
+    if speedup > _NO_LIMIT:
+        return f"the rest of the model takes under {1 / _NO_LIMIT:.0%} of the time"
+    return f"best possible speed-up from them: {speedup:.1f}x"
+
+
+_NO_LIMIT = 100
+"""Times faster that a model could be, from which on its other parts are no matter."""
+
+
+def _foldable(report: Report) -> list[str]:
+    """What `fold=True` would gain."""
+    rows = [layer for layer in report.layers if layer.foldable_time]
+    if not rows:
+        return []
+    count = f"{len(rows)} rows have" if len(rows) > 1 else "one row has"
+    flops = number_of(total(layer.foldable_flops for layer in rows))
+    time = seconds(total(layer.foldable_time for layer in rows), "p")
+    return [f"fold: {count} steps on weights only; fold=True, for serving, would save {flops} FLOPs and {time} a call"]
 
 
 def _uncounted(report: Report) -> list[str]:

@@ -32,6 +32,8 @@ class LayerReport:
             all are.
         forward_time_before, forward_time_after: the same of the seconds. Of measured times the sum is what was
             measured, and it is split as predicted.
+        foldable_flops, foldable_time: FLOPs and predicted seconds, of what runs now, of steps on weights only, which
+            `fold=True` would take out of every call; None where there are none.
         written: the ops as written, such as "conv2d 64->26".
         terms: the products as lifted; of a rewritten layer only.
         products: the products as they run, each with its steps; of a rewritten layer only.
@@ -56,6 +58,8 @@ class LayerReport:
     forward_flops_after: int | None = None
     forward_time_before: float | None = None
     forward_time_after: float | None = None
+    foldable_flops: int | None = None
+    foldable_time: float | None = None
     written: tuple[str, ...] = ()
     terms: tuple[Product, ...] = ()
     products: tuple[Product, ...] = ()
@@ -107,6 +111,8 @@ class LayerReport:
             time_after=self.time_before,
             forward_flops_after=self.forward_flops_before,
             forward_time_after=self.forward_time_before,
+            foldable_flops=None,
+            foldable_time=None,
         )
 
 

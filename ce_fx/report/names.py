@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
+import torch
 from torch.fx import Node
 
 _ROOT = re.compile(r"^L\[['\"][^'\"]*['\"]\]\.?")
@@ -40,7 +41,8 @@ def layer_name(nodes: Sequence[Node]) -> str:
     if not paths:
         last = nodes[-1]
         place = _line_of(last)
-        return f"{getattr(last.target, '__name__', last.target)} at {place}" if place else last.name
+        name = str(getattr(last.target, "__name__", last.target))
+        return f"{name} at {place}" if place else name if last.meta.get("stack_trace") else last.name
     common = _common(paths)
     return common if common or len(paths) == 1 else f"{paths[0]} .. {paths[-1]}"
 
@@ -71,9 +73,17 @@ def kind_of_layer(nodes: Sequence[Node]) -> str:
 
 
 def _line_of(node: Node) -> str:
-    """File and line of the user's code that made a node, or ""."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    """File and line of the user's code that made a node; "" where it is not known, or the model itself is the op."""
+    frames = [frame for frame in _FRAME.findall(node.meta.get("stack_trace") or "") if not _is_inside(frame[0])]
     return f"{PurePath(frames[-1][0]).name}:{frames[-1][1]}" if frames else ""
+
+
+_INSIDE = (PurePath(__file__).parent.parent, PurePath(torch.__file__).parent)
+
+
+def _is_inside(file: str) -> bool:
+    """Whether a file is of ce_fx, which calls the model, or of torch: no code of the user's."""
+    return any(PurePath(file).is_relative_to(place) for place in _INSIDE)
 
 
 def _path(node: Node) -> str:

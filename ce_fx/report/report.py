@@ -15,6 +15,10 @@ from ce_fx.report.units import signed_ratio
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NOTHING = "no multilinear layer was found"
+UNCALLED = "not captured yet: call the model first"
+"""What is said where there are no rows."""
+
 SCHEMA = 2
 """Of `to_dict`, `to_json` and `to_csv`: raised when a field changes its meaning or goes."""
 
@@ -30,6 +34,7 @@ class Report:
         notes: lines about the model as a whole: graph breaks, attributes that were made plain.
         elsewhere: the ops that no layer holds, by name.
         bytes: read and written by all ops as written, in one forward.
+        captured: False before the first call of an optimised model: there is nothing to report yet.
         about: what was audited, by name, as plain data: "model", "mode", "dtype", "device", "threads", "inputs".
     """
 
@@ -40,6 +45,7 @@ class Report:
     elsewhere: tuple[Elsewhere, ...] = ()
     bytes: int = 0
     about: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    captured: bool = True
 
     @property
     def flops_before(self) -> int:
@@ -101,7 +107,7 @@ class Report:
     def summary(self) -> str:
         """One line: what happened."""
         if not self.layers:
-            return "nothing to rewrite: no multilinear layer was found"
+            return f"nothing to rewrite: {NOTHING}" if self.captured else UNCALLED
         rewritten = self.count("rewritten")
         if not rewritten:
             return f"nothing to rewrite: {self.layers[0].reason if len(self.layers) == 1 else _common_reason(self)}"

@@ -33,6 +33,8 @@ FIELDS = (
     "peak_before",
     "peak_after",
     "can_change",
+    "foldable_flops",
+    "foldable_time",
     "mismatch",
     "expression",
     "plan",

@@ -133,6 +133,7 @@ class Candidate:
         module: what would run.
         cost: of its ATen nodes, copies included.
         ops: these nodes.
+        once: nodes that depend on weights only, where they run in every call all the same.
     """
 
     program: Program
@@ -140,6 +141,7 @@ class Candidate:
     module: GraphModule
     cost: Cost
     ops: tuple[Node, ...] = ()
+    once: tuple[Node, ...] = ()
 
 
 def candidates(problem: Problem) -> list[Candidate]:
@@ -223,14 +225,15 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     if problem.symbolic:
         reading = read_for_any_size(module, problem.symbolic, problem.output)
     inputs = module.graph.find_nodes(op="placeholder")
-    done = {reading.values[inputs[n]] for n in problem.constant if n < len(inputs)}
+    done = {reading.values[node] for node, operand in zip(inputs, problem.operands, strict=False) if operand.constant}
     nodes = [node for group in reading.ops.values() for node in group if not is_cast(node)]
-    if problem.fold:
-        nodes = every_time(nodes, done)
+    rest = every_time(nodes, done)
+    once = () if problem.fold else tuple(node for node in nodes if node not in set(rest))
+    nodes = rest if problem.fold else nodes
     cost = cost_of(nodes, problem.model, problem.itemsize, problem.training, problem.checkpoint)
     if problem.saves:
         cost = replace(cost, saved=saved_bytes(module, problem.leaves))
-    return Candidate(program, tuple(plans), module, cost, tuple(nodes))
+    return Candidate(program, tuple(plans), module, cost, tuple(nodes), once)
 
 
 def _laid_out(problem: Problem, module: GraphModule, order: tuple[int, ...] | None) -> Reading:

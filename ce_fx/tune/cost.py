@@ -9,6 +9,7 @@ from math import prod
 from torch import Tensor
 from torch.fx import Node
 
+from ce_fx.capture.reading import Reading
 from ce_fx.lower.gradients import gradients_of
 from ce_fx.lower.price import counted, ops_of_nodes
 from ce_fx.plan.ops import Op
@@ -103,7 +104,7 @@ def work_of(node: Node) -> tuple[Op, ...]:
 def _is_view(node: Node) -> bool:
     value = node.meta["val"]
     sources = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-    return any(value.untyped_storage()._cdata == source.untyped_storage()._cdata for source in sources)
+    return any(Reading.storage(value) == Reading.storage(source) for source in sources)
 
 
 def elements_of(node: Node) -> int:

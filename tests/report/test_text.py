@@ -151,6 +151,8 @@ def test_the_best_speedup_is_amdahls():
     assert REPORT.best_speedup == pytest.approx(25 / 13)
     alone = Report((rewritten("a"),))
     assert alone.best_speedup == float("inf") and "nothing else takes time" in alone.to_text()
+    nearly = Report((rewritten("a"),), elsewhere=(Elsewhere("relu", 1, 1, 3e-7),)).to_text()
+    assert "the rest of the model takes under 1% of the time" in " ".join(nearly.split()) and "best" not in nearly
     unknown = Report((rewritten("a"),), elsewhere=(Elsewhere("relu", 1, 1, None),))
     assert unknown.best_speedup is None and "in the one row that can change" in unknown.to_text()
 
