@@ -29,6 +29,7 @@ from benchmarks.table import own_cache
 from ce_fx.tune.calibrate import time_model
 
 MODES = ("train", "inference")
+TUNE: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
 
 
@@ -50,6 +51,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ways", default="", metavar="REGEX", help="ways whose name it finds")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tune", choices=list(TUNE), default="auto", help="as in ce_fx.optimize")
     parser.add_argument("--batch", type=int, help="instead of the workload's own")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--full", action="store_true", help="the sizes for a GPU")
@@ -64,7 +66,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def settings_of(args: argparse.Namespace) -> Settings:
     """How to measure, from the command line."""
     size = "quick" if args.quick else "full" if args.full else "cpu"
-    return Settings(size, args.device, args.rounds, args.inductor, args.batch, args.memory, args.ways)
+    return Settings(size, args.device, args.rounds, args.inductor, args.batch, args.memory, args.ways, TUNE[args.tune])
 
 
 def cases(args: argparse.Namespace) -> Iterator[tuple[Workload, str, float, str]]:
@@ -113,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Cell]:
     torch.set_num_threads(args.threads)
     settings, found, chosen = settings_of(args), load(args.json), []
     with own_cache():
-        time_model(args.device, measure=True)
+        time_model(args.device, measure=settings.tune is not False)
         for workload, form, rate, mode in cases(args):
             key = workload.name, form, rate, mode, settings.where(workload)
             if key not in found:

@@ -78,6 +78,7 @@ class Settings:
         batch: instead of the workload's own.
         memory: bytes that a way may save for its backward; one that would save more is not run.
         ways: a pattern of the ways that are measured.
+        tune: as in `ce_fx.optimize`.
     """
 
     size: str = "cpu"
@@ -87,6 +88,7 @@ class Settings:
     batch: int | None = None
     memory: int = 8 << 30
     ways: str = ""
+    tune: bool | str = "auto"
 
     def batch_of(self, workload: Workload) -> int:
         """Examples of a batch, at least 2, so that half of it is a batch, too."""
@@ -96,7 +98,8 @@ class Settings:
         """What else makes a cell."""
         geometry = workload.sizes[self.size].geometry.partition(" ")[2]
         threads = "" if self.device.startswith("cuda") else f", {torch.get_num_threads()} threads"
-        return f"{self.batch_of(workload)} {geometry}, {self.device}{threads}"
+        tuned = {"True": ", tuned", "False": ", not tuned"}.get(str(self.tune), "")
+        return f"{self.batch_of(workload)} {geometry}, {self.device}{threads}{tuned}"
 
 
 def measure(workload: Workload, form: str, rate: float, mode: str, settings: Settings) -> Cell:
@@ -128,7 +131,7 @@ def measure(workload: Workload, form: str, rate: float, mode: str, settings: Set
             torch._dynamo.reset()  # the classes' code is shared: Dynamo gives up after eight views of it
             ways.clear()
             for name in chosen:
-                ways[name] = way(name, model, inputs, mode)
+                ways[name] = way(name, model, inputs, mode, settings.tune)
                 for _ in range(2):  # sizes that vary are captured at the second batch; nothing is made after that
                     ways[name].step()
                 peak = peak_bytes(ways[name].step, settings.device)

@@ -56,7 +56,7 @@ def gradients(mode: str) -> AbstractContextManager[Any]:
     return torch.set_grad_enabled(mode == "train")
 
 
-def way(name: str, model: nn.Module, batches: Sequence[Batch], mode: str) -> Way:
+def way(name: str, model: nn.Module, batches: Sequence[Batch], mode: str, tune: bool | str = "auto") -> Way:
     """A factorised network evaluated in one way; to be called and run within `gradients`.
 
     Args:
@@ -64,12 +64,13 @@ def way(name: str, model: nn.Module, batches: Sequence[Batch], mode: str) -> Way
         model: the network, in the mode.
         batches: of a step.
         mode: "train" or "inference".
+        tune: as in `ce_fx.optimize`.
     """
     own, run = model, model
     if name == DENSE:
         own = run = ce_fx.nn.densify(copy.deepcopy(model))
     elif name in OURS:
-        run = ce_fx.optimize(model, batches[0], verbose=False, **OURS[name])
+        run = ce_fx.optimize(model, batches[0], tune=tune, verbose=False, **OURS[name])
     else:
         orders = {LEFT: left_to_right, LEFT_CHECKPOINTED: checkpointed, REBUILT: rebuilt}
         run = by_hand(model, orders[name], "ConvEinsum")
