@@ -11,7 +11,7 @@ from benchmarks.paper import __main__ as paper
 from benchmarks.paper.cells import Cell, Settings, written_bytes
 from benchmarks.paper.nets import Conformer
 from benchmarks.paper.orders import checkpointed, left_to_right, rebuilt
-from benchmarks.paper.peak import highest, largest_batch, peak_bytes, saved_bytes, standing
+from benchmarks.paper.peak import highest, is_grown, largest_batch, peak_bytes, saved_bytes, standing
 from benchmarks.paper.text import claims, table
 from benchmarks.paper.ways import DENSE, LEFT, LEFT_CHECKPOINTED, REBUILT, names, results, way
 from benchmarks.paper.workloads import over_time, speech, workloads
@@ -127,6 +127,10 @@ def test_saved_bytes_need_no_memory():
 )
 def test_the_largest_batch(bytes_, budget, largest):
     assert largest_batch((1, 2), bytes_, budget) == largest
+
+
+def test_a_batch_that_is_mostly_weights_tells_little():
+    assert is_grown((1, 2), (200, 300)) and not is_grown((1, 2), (1000, 1100))
 
 
 def test_bytes_as_options():

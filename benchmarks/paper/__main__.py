@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ways", default="", metavar="REGEX", help="ways whose name it finds")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tune", choices=list(TUNE), default="auto", help="as in ce_fx.optimize")
+    parser.add_argument("--tune", choices=list(TUNE), help="as in ce_fx.optimize: auto, but off if quick")
     parser.add_argument("--batch", type=int, help="instead of the workload's own")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--full", action="store_true", help="the sizes for a GPU")
@@ -66,7 +66,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def settings_of(args: argparse.Namespace) -> Settings:
     """How to measure, from the command line."""
     size = "quick" if args.quick else "full" if args.full else "cpu"
-    return Settings(size, args.device, args.rounds, args.inductor, args.batch, args.memory, args.ways, TUNE[args.tune])
+    tune = TUNE[args.tune or ("off" if args.quick else "auto")]
+    return Settings(size, args.device, args.rounds, args.inductor, args.batch, args.memory, args.ways, tune)
 
 
 def cases(args: argparse.Namespace) -> Iterator[tuple[Workload, str, float, str]]:

@@ -103,9 +103,16 @@ def saved_bytes(run: Callable[[], object]) -> int:
 def largest_batch(batches: tuple[int, int], bytes_: tuple[int, int], budget: int) -> int | None:
     """The largest batch whose step fits a budget, from the bytes of steps at two batch sizes; None: they do not grow.
 
-    Bytes are taken for a straight line through both, that is, for the same order at any batch.
+    Bytes are taken for a straight line through both, that is, for the same order at any batch. The peak is the largest
+    of several straight lines, so it may grow faster later: the true batch is not larger. See `is_grown`.
     """
     slope = (bytes_[1] - bytes_[0]) / (batches[1] - batches[0])
     if slope <= 0:
         return None
     return max(0, int(batches[1] + (budget - bytes_[1]) / slope))
+
+
+def is_grown(batches: tuple[int, int], bytes_: tuple[int, int]) -> bool:
+    """Whether most bytes at the larger batch grow with it, so that a line through both batches can be trusted."""
+    slope = (bytes_[1] - bytes_[0]) / (batches[1] - batches[0])
+    return slope * batches[1] >= bytes_[1] / 2
