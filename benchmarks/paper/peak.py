@@ -1,0 +1,118 @@
+"""The most bytes that are allocated at a time within one step.
+
+On CPU the count is torch's own: its profiler is told of every block that the allocator hands out or takes back, with
+its address and its size, whoever asked for it: a tensor as written, one of a rewritten graph, of generated code, one
+that autograd saved, or scratch of an op. Views take no block. Every byte is so counted once, and from the op that makes
+it to the last reference. A dispatch mode would see tensors only, and a ce_fx view runs as written under one. What was
+there before the step is not in the count; `standing` gives it. On CUDA it is the allocator's counter.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
+    """The most bytes that a step has at a time beyond what there was before it.
+
+    Args:
+        step: what to run. It must have run before, so that nothing is made that stays. Its result is dropped at once.
+        device: where its tensors are.
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        return _allocated(step)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as run:
+        step()
+    return highest((event.ptr, event.alloc_size) for event in _allocations(run))
+
+
+def highest(events: Iterable[tuple[int, int]]) -> int:
+    """The largest sum of live blocks, from (address, bytes) in order of time; bytes are negative where one is freed.
+
+    A block that is freed without having been handed out in the same step was there before, and counts for nothing.
+    """
+    blocks: dict[int, int] = {}
+    live = most = 0
+    for address, size in events:
+        live -= blocks.pop(address, 0)
+        if size > 0:
+            blocks[address] = size
+            live += size
+            most = max(most, live)
+    return most
+
+
+def _allocations(run: Any) -> list[Any]:
+    """The CPU allocator's events, in order of time."""
+    found: list[tuple[int, Any]] = []
+
+    def walk(events: Iterable[Any]) -> None:
+        for event in events:
+            kind, fields = event.typed
+            if kind == torch._C._profiler._EventType.Allocation and fields.device.type == "cpu":
+                found.append((event.start_time_ns, fields))
+            walk(event.children)
+
+    walk(run.profiler.kineto_results.experimental_event_tree())
+    return [fields for _, fields in sorted(found, key=lambda pair: pair[0])]
+
+
+def _allocated(step: Callable[[], object]) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def standing(model: nn.Module, tensors: Iterable[Tensor]) -> int:
+    """Bytes of a model's parameters and buffers, and of some tensors; each storage once."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in (*_state(model), *tensors)}
+    return sum(storages.values())
+
+
+def _state(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def saved_bytes(run: Callable[[], object]) -> int:
+    """Bytes of all storages that autograd saves in a forward; on the device "meta" they are not made."""
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # so that no address is used twice
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+def largest_batch(batches: tuple[int, int], bytes_: tuple[int, int], budget: int) -> int | None:
+    """The largest batch whose step fits a budget, from the bytes of steps at two batch sizes; None: they do not grow.
+
+    Bytes are taken for a straight line through both, that is, for the same order at any batch. The peak is the largest
+    of several straight lines, so it may grow faster later: the true batch is not larger. See `is_grown`.
+    """
+    slope = (bytes_[1] - bytes_[0]) / (batches[1] - batches[0])
+    if slope <= 0:
+        return None
+    return max(0, int(batches[1] + (budget - bytes_[1]) / slope))
+
+
+def is_grown(batches: tuple[int, int], bytes_: tuple[int, int]) -> bool:
+    """Whether most bytes at the larger batch grow with it, so that a line through both batches can be trusted."""
+    slope = (bytes_[1] - bytes_[0]) / (batches[1] - batches[0])
+    return slope * batches[1] >= bytes_[1] / 2
