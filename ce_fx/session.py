@@ -24,7 +24,7 @@ from ce_fx.fold import notes_of
 from ce_fx.handing_on import handed_on
 from ce_fx.options import Options
 from ce_fx.parted import Parted, cost_of, parted
-from ce_fx.report import Report
+from ce_fx.report import LayerReport, Report
 from ce_fx.report.graph import together
 from ce_fx.watch import Break, Listener, break_of, recompile_reason
 
