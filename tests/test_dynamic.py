@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 
 import ce_fx
 from tests.branches.compare import picked
@@ -321,17 +322,23 @@ STRINGS = {
 }
 
 
-@pytest.mark.parametrize("name", STRINGS)
-def test_conv_einsum_of_twenty_sizes_takes_two_captures(name):
-    options, shape = STRINGS[name]
-    model = Written(**options).double()
+def counting():
+    """The graphs that are captured, and a backend that traces them once: what was traced then runs for every size."""
     captures = []
 
     def count(gm, example_inputs):
         captures.append(gm)
-        return gm.forward
+        return aot_eager(gm, example_inputs)
 
     torch._dynamo.reset()
+    return captures, count
+
+
+@pytest.mark.parametrize("name", STRINGS)
+def test_conv_einsum_of_twenty_sizes_takes_two_captures(name):
+    options, shape = STRINGS[name]
+    model = Written(**options).double()
+    captures, count = counting()
     compiled = torch.compile(model, backend=count, fullgraph=True)
     for n in range(20):
         check(model, compiled, shape(n))
@@ -349,13 +356,7 @@ def test_conv_einsum_of_twenty_batches_under_optimize(inner):
 
 def test_conv_einsum_of_operands_that_are_all_symbolic():
     """Depthwise, with weights that are inputs: groups are a number in torch's convolutions, so channels are fixed."""
-    captures = []
-
-    def count(gm, example_inputs):
-        captures.append(gm)
-        return gm.forward
-
-    torch._dynamo.reset()
+    captures, count = counting()
     compiled = torch.compile(
         lambda x, w: ce_fx.conv_einsum("bcl,cl->bcl|l", x, w), backend=count, fullgraph=True, dynamic=True
     )
@@ -369,7 +370,7 @@ def test_conv_einsum_of_operands_that_are_all_symbolic():
 def test_conv_einsum_where_features_become_shorter_than_the_kernel():
     """The longer operand is the features: that is a guard, and beyond it another graph."""
     torch._dynamo.reset()
-    compiled = torch.compile(lambda x, w: ce_fx.conv_einsum("bl,l->bl|l", x, w), backend="eager", dynamic=True)
+    compiled = torch.compile(lambda x, w: ce_fx.conv_einsum("bl,l->bl|l", x, w), backend="aot_eager", dynamic=True)
     w = torch.randn(5, dtype=torch.float64)
     for length in (9, 7, 5, 4, 3, 12):
         x = torch.randn(3, length, dtype=torch.float64)

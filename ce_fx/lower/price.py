@@ -195,9 +195,7 @@ def _bilinear(node: Node) -> tuple[Op, ...]:
     return (Op("mm", rows * columns * a * b, a, b, rows, elements), Op("mul", rows * columns * b, 1, 1, rows, elements))
 
 
-@_prices(aten.scaled_dot_product_attention.default)
-def _attention(node: Node) -> tuple[Op, ...]:
-    return attention_ops(*(_shape(arg) for arg in node.args[:3]))
+_prices(aten.scaled_dot_product_attention.default)(lambda node: attention_ops(*map(_shape, node.args[:3])))
 
 
 @_prices(aten._native_multi_head_attention.default, aten._transformer_encoder_layer_fwd.default)
