@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from ce_fx.lower.price_attention import attention_ops, projected_attention_ops
+from ce_fx.lower.price_conv import conv_ops, transposed_ops
 from ce_fx.lower.price_einsum import einsum_ops
-from ce_fx.plan.kinds import conv_family
 from ce_fx.plan.ops import Op
 from ce_fx.sizes import hint
 
@@ -58,7 +58,7 @@ def _elements(*args: Any) -> int:
     return sum(prod(_shape(arg)) for arg in args)
 
 
-CONVOLUTIONS = (
+_PLAIN = (
     aten.conv1d.default,
     aten.conv2d.default,
     aten.conv3d.default,
@@ -66,38 +66,27 @@ CONVOLUTIONS = (
     aten.conv2d.padding,
     aten.conv3d.padding,
 )
+CONVOLUTIONS = (*_PLAIN, aten.convolution.default)
 
 
-@_prices(*CONVOLUTIONS)
+@_prices(*_PLAIN)
 def _conv(node: Node) -> tuple[Op, ...]:
-    """X [B, g*S, ...], weight [g*T, S, ...]: every output element is a sum over S and the kernel."""
-    x, weight = node.args[:2]
-    rows, _, *kernel = _shape(weight)
-    out = _shape(node)
-    reduce = prod(_shape(weight)[1:])
-    channel = len(out) - 1 - len(kernel)
-    groups = _shape(x)[channel] // max(1, _shape(weight)[1])
-    return _conv_op(node, reduce, rows // groups, groups, prod(kernel), prod(out), prod(out[channel + 1 :]))
+    return conv_ops(*map(_shape, (*node.args[:2], node)))
 
 
 @_prices(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 def _conv_transpose(node: Node) -> tuple[Op, ...]:
-    """X [B, g*S, ...], weight [g*S, T, ...]: every input element meets T and the kernel."""
-    x, weight = node.args[:2]
-    ins, outs, *kernel = _shape(weight)
-    given = dict(enumerate(node.args))
-    groups = int(given.get(6, node.kwargs.get("groups", 1)))  # type: ignore[arg-type]
-    pixels = prod(_shape(node)[len(_shape(x)) - len(kernel) :])
-    reduce = (ins // groups) * prod(kernel)
-    family = conv_family(ins // groups, outs, groups, prod(kernel))
-    macs = _elements(x) * outs * prod(kernel)
-    return (Op(family, macs, reduce, outs, pixels, _elements(x, weight, node)),)
+    groups: Any = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+    x, weight, out = map(_shape, (*node.args[:2], node))
+    return transposed_ops(x, weight, out, groups)
 
 
-def _conv_op(node: Node, reduce: int, columns: int, groups: int, window: int, out: int, pixels: int) -> tuple[Op, ...]:
-    family = conv_family(reduce // window, columns, groups, window)
-    tensors = [arg for arg in node.args[:2] if isinstance(arg, Node)]
-    return (Op(family, out * reduce, reduce, columns, pixels, _elements(*tensors, node)),)
+@_prices(aten.convolution.default)
+def _convolution(node: Node) -> tuple[Op, ...]:
+    """Any of them: its flag tells whether it is transposed."""
+    groups: Any = node.args[8]
+    x, weight, out = map(_shape, (*node.args[:2], node))
+    return transposed_ops(x, weight, out, groups) if node.args[6] else conv_ops(x, weight, out)
 
 
 @_prices(

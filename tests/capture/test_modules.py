@@ -91,3 +91,16 @@ def test_where_nothing_is_gained_the_graph_is_the_same_node_by_node():
     gm = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Linear(6, 6)))
     new = ce_fx.rewrite(gm, (torch.randn(2, 3, 8, 8),), tune=False)
     assert [(n.op, str(n.target)) for n in new.graph.nodes] == [(n.op, str(n.target)) for n in gm.graph.nodes]
+
+
+def test_a_decomposed_export_is_rewritten():
+    """Its convolutions are `aten.convolution`, whatever they were."""
+    model = nn.Sequential(nn.Conv2d(4, 32, 1, bias=False), nn.Conv2d(32, 4, 3), nn.ReLU()).eval().double()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    gm = torch.export.export(model, (x,)).run_decompositions().module()
+    assert gm.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
+    inputs = [node.meta["val"] for node in gm.graph.find_nodes(op="placeholder")]
+    with torch.no_grad():
+        new = ce_fx.rewrite(gm, inputs, tune=False, objective="flops")
+        assert sum("conv" in str(node.target) for node in new.graph.nodes) == 1
+        torch.testing.assert_close(new(x), model(x), rtol=1e-10, atol=1e-10)

@@ -85,3 +85,14 @@ def test_bytes_moved(function, elements):
 
 def test_views_are_free():
     assert not priced(lambda x: x.diagonal(0, 1, 2).mH, (2, 4, 4))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_convolution_of_decompositions_costs_what_it_stands_for(transposed):
+    shapes = [(2, 6, 9, 8), (6, 2, 3, 2) if transposed else (4, 3, 3, 2)]
+    written = F.conv_transpose2d if transposed else F.conv2d
+    more = {"output_padding": 0} if transposed else {}
+    geometry = ([2, 1], [1, 0], [1, 2], transposed, [0, 0], 2)
+    ours = priced(lambda x, w: torch.ops.aten.convolution.default(x, w, None, *geometry), *shapes)
+    assert ours == priced(lambda x, w: written(x, w, None, [2, 1], [1, 0], dilation=[1, 2], groups=2, **more), *shapes)
+    assert ours[0].macs > 0

@@ -61,6 +61,15 @@ def conv_transpose(node: Node, operands: Operands) -> Expression | Refusal:
     return _convolve(x, weight, bias, _Geometry(*sizes, groups, transposed=True), operands)
 
 
+@lifts(aten.convolution.default)
+def convolution(node: Node, operands: Operands) -> Expression | Refusal:
+    """As `conv`, or with its flag as `conv_transpose`: the op that torch's decompositions write them all as."""
+    x, weight, bias, stride, padding, dilation, transposed, _output_padding, groups = _arguments(node, ())
+    n = fake_of(weight).ndim - 2
+    sizes = each(stride, n), each(dilation, n), each(padding, n), _spatial(node, n)
+    return _convolve(x, weight, bias, _Geometry(*sizes, groups, transposed=bool(transposed)), operands)
+
+
 def _convolve(
     x: Node, weight: Node, bias: Node | None, geometry: _Geometry, operands: Operands
 ) -> Expression | Refusal:

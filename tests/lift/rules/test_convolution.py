@@ -143,3 +143,14 @@ def test_product_over_positions_is_refused():
     function = lambda x, w, m: F.conv1d(x, w) * m  # noqa: E731
     reason = refusal(function, rand(1, 2, 9), rand(3, 2, 3), rand(7))
     assert reason == "a position axis of a convolution meets another tensor"
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_op_of_torchs_decompositions(transposed):
+    x, w = rand(2, 6, 9, 8), rand(*((6, 2, 3, 2) if transposed else (4, 3, 3, 2)))
+    geometry = ([2, 1], [1, 0], [1, 2], transposed, [0, 0], 2)
+    assert_lifts(lambda x, w: torch.ops.aten.convolution.default(x, w, None, *geometry), x, w, factors=2)
+    written = F.conv_transpose2d if transposed else F.conv2d
+    more = {"output_padding": [0, 0]} if transposed else {}
+    same = written(x, w, None, [2, 1], [1, 0], dilation=[1, 2], groups=2, **more)
+    torch.testing.assert_close(torch.ops.aten.convolution.default(x, w, None, *geometry), same)
