@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="instead of the workload's own")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--full", action="store_true", help="the sizes for a GPU")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, one form and one rate: does it run?")
+    parser.add_argument("--quick", action="store_true", help="a tiny network, one form and one rate: does it run?")
     parser.add_argument("--inductor", action="store_true", help="ce_fx with Inductor as well, which compiles for long")
     parser.add_argument("--budget", type=bytes_of, default="24GiB", help="of the table of largest batches")
     parser.add_argument("--memory", type=bytes_of, default="8GiB", help="left to right is not run if it keeps more")
@@ -73,9 +73,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def cases(args: argparse.Namespace) -> Iterator[tuple[Workload, str, float, str]]:
     """Workloads, forms, rates and modes that were asked for."""
     rates = [percent / 100 for percent in args.rates] if args.rates else None
-    for workload in workloads():
-        if not re.search(args.only, workload.name):
-            continue
+    found = [workload for workload in workloads() if re.search(args.only, workload.name)]
+    for workload in found[:1] if args.quick else found:
         forms = [form for form in workload.forms if not args.forms or form in args.forms]
         chosen = rates or list(workload.rates)
         if args.quick:

@@ -110,7 +110,7 @@ def workloads() -> list[Workload]:
         {
             "cpu": Size(ResNet, 16, partial(images, 32, (3,)), "16 x 3 x 32 x 32"),
             "full": Size(ResNet, 128, partial(images, 32, (3,)), "128 x 3 x 32 x 32"),
-            "quick": Size(partial(ResNet, (1, 1), width=8), 2, partial(images, 8, (3,)), "2 x 3 x 8 x 8"),
+            "quick": Size(partial(ResNet, (1,), width=8), 2, partial(images, 8, (3,)), "2 x 3 x 8 x 8"),
         },
     )
     conformer = Workload(
@@ -134,7 +134,7 @@ def workloads() -> list[Workload]:
         {
             "cpu": Size(TwoStream, 2, partial(images, 64, (3, 20)), "2 x (3, 20) x 64 x 64"),
             "full": Size(TwoStream, 16, partial(images, 224, (3, 20)), "16 x (3, 20) x 224 x 224"),
-            "quick": Size(partial(TwoStream, (1, 1), 8, 2), 2, partial(images, 32, (3, 4)), "2 x (3, 4) x 32 x 32"),
+            "quick": Size(partial(TwoStream, (1,), 8, 2), 2, partial(images, 32, (3, 4)), "2 x (3, 4) x 32 x 32"),
         },
     )
     return [resnet34, conformer, streams]
