@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import ce_fx
 from ce_fx import cli
@@ -77,6 +78,7 @@ def consoles():
 def test_a_command_prints_what_the_page_shows(command, output, capsys, monkeypatch, tmp_path):
     """Times are those of the constants that come with the package, for one thread."""
     monkeypatch.setenv("CE_FX_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     prompt, program, *arguments = shlex.split(command)
     assert (prompt, program) == ("$", "ce-fx")
     assert cli.main(arguments) == 0
