@@ -26,12 +26,12 @@ def decompose_(layer: ConvEinsum, weight: Tensor, *, sweeps: int = SWEEPS, seed:
 
     Args:
         layer: whose factors are set.
-        weight: (out channels, in channels / groups, *kernel size), as of the dense layer.
+        weight: `(out channels, in channels / groups, *kernel size)`, as of the dense layer.
         sweeps: how often every factor is solved for, at most.
         seed: of what is random.
 
     Returns:
-        The relative error |weight - kernel of the layer| / |weight|, in Frobenius norms; 0 of a kernel of zeros.
+        The relative error `|weight - kernel of the layer| / |weight|`, in Frobenius norms; 0 of a kernel of zeros.
 
     Raises:
         LayerError: the kernel has another shape, or entries that are not finite.

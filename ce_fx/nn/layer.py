@@ -25,7 +25,7 @@ class ConvEinsum(torch.nn.Module):
     """A convolution or linear layer whose kernel is given by a conv_einsum string (arXiv 2401.03384).
 
     The first operand of the string is the input, the others are the layer's factors. Input and output are of the usual
-    layout, (batch, channels, *spatial) or, without convolution letters, (.., features); where the string has several
+    layout, `(batch, channels, *spatial)` or, without convolution letters, (.., features); where the string has several
     channel letters, they are the channels, row-major. The geometry is that of `torch.nn.Conv2d`.
 
     Called as it is, the product is evaluated in the order that `ce_fx.conv_einsum` plans for the shapes. Under
@@ -161,7 +161,7 @@ class ConvEinsum(torch.nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense kernel, (out channels, in channels / groups, *kernel size), computed from the factors each time.
+        """The dense kernel, `(out channels, in channels / groups, *kernel size)`, computed from the factors each time.
 
         It is differentiable, for code that reads the `weight` of any layer. Writing into it changes nothing.
         """
@@ -184,7 +184,7 @@ class ConvEinsum(torch.nn.Module):
         """The layer's output.
 
         Args:
-            x: (batch, in channels, *spatial) or (in channels, *spatial); of a linear layer, (.., in features).
+            x: `(batch, in channels, *spatial)` or `(in channels, *spatial)`; of a linear layer, (.., in features).
 
         Returns:
             The same with out channels, and spatial sizes as of `torch.nn.Conv2d`.

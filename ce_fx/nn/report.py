@@ -19,7 +19,7 @@ class Tensorized:
         reason: why it was kept, in one sentence.
         ranks: of the new layer.
         weights_before, weights_after: the number of weights without biases.
-        error: relative error |kernel - new kernel| / |kernel|, or None where no weights were decomposed.
+        error: relative error `|kernel - new kernel| / |kernel|`, or None where no weights were decomposed.
         aliases: the other module paths of a shared module.
     """
 
