@@ -49,49 +49,62 @@ class FeedForward(nn.Sequential):
 
 
 class Conformer(nn.Module):
-    """A Conformer block (Gulati et al., arXiv 2005.08100) whose convolution over time is dense and CP-decomposed.
+    """A Conformer block (Gulati et al., arXiv 2005.08100) with a full convolution over time, on padded batches.
 
     Args:
         width: features of a frame.
         heads: of the attention.
-        kernel: frames of the convolution.
-        rank: of the decomposition, as a share of the dense kernel's parameters.
+        kernel: frames of the convolution over time.
     """
 
-    def __init__(self, width: int = 144, heads: int = 4, kernel: int = 31, rank: float = 0.1) -> None:
+    def __init__(self, width: int = 144, heads: int = 4, kernel: int = 31) -> None:
         super().__init__()
-        import tltorch
-
         self.heads = heads
         self.first, self.second = FeedForward(width), FeedForward(width)
         self.before, self.mixed, self.after = (nn.LayerNorm(width) for _ in range(3))
         self.attend, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.gate, self.point = nn.Conv1d(width, 2 * width, 1), nn.Conv1d(width, width, 1)
-        self.over_time = tltorch.FactorizedConv(
-            width, width, kernel, order=1, padding=kernel // 2, rank=rank, factorization="cp", bias=False
-        )
-        nn.init.normal_(self.over_time.weight.weights, 1.0, 0.1)
-        for factor in self.over_time.weight.factors:
-            nn.init.normal_(factor, 0.0, 0.2)
+        self.over_time: nn.Module = nn.Conv1d(width, width, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm1d(width)
 
-    def attention(self, x: Tensor) -> Tensor:
-        """Multi-head self-attention."""
-        q, k, v = self.attend(x).chunk(3, -1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    def attention(self, x: Tensor, frames: Tensor | None) -> Tensor:
+        """Multi-head self-attention to the frames that are there."""
+        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in self.attend(x).chunk(3, -1))
+        mask = None if frames is None else frames[:, None, None]
+        return self.project(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
-    def convolution(self, x: Tensor) -> Tensor:
+    def convolution(self, x: Tensor, frames: Tensor | None) -> Tensor:
         """Gated linear unit, convolution over time, batch norm."""
         y = F.glu(self.gate(x.transpose(1, 2)), dim=1)
+        y = y if frames is None else y * frames[:, None]
         return self.point(F.silu(self.norm(self.over_time(y)))).transpose(1, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Of (batch, frames, features)."""
+    def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Of (batch, frames, features), and which frames are no padding, (batch, frames); None: all."""
         x = x + self.first(x) / 2
-        x = x + self.attention(self.before(x))
-        x = x + self.convolution(self.mixed(x))
+        x = x + self.attention(self.before(x), frames)
+        x = x + self.convolution(self.mixed(x), frames)
         return self.after(x + self.second(x) / 2)
+
+
+def cp_conformer(width: int = 144, kernel: int = 31, rank: float = 0.1) -> Conformer:
+    """A Conformer block whose convolution over time is tensorly-torch's, as CP.
+
+    Args:
+        width: features of a frame.
+        kernel: frames of the convolution.
+        rank: of the decomposition, as a share of the dense kernel's parameters.
+    """
+    import tltorch
+
+    model = Conformer(width, kernel=kernel)
+    model.over_time = tltorch.FactorizedConv(
+        width, width, kernel, order=1, padding=kernel // 2, rank=rank, factorization="cp", bias=False
+    )
+    nn.init.normal_(model.over_time.weight.weights, 1.0, 0.1)
+    for factor in model.over_time.weight.factors:
+        nn.init.normal_(factor, 0.0, 0.2)
+    return model
 
 
 class Narrow(nn.Module):
@@ -139,6 +152,6 @@ def models() -> list[Doored]:
         *found,
         Doored("ResNet-18, plain", plain_resnet18, images),
         Doored("conv net with LoRA", _lora, (((4, 3, 32, 32),), ((3, 3, 32, 32),), ((6, 3, 32, 32),))),
-        Doored("Conformer block, CP", Conformer, speech),
+        Doored("Conformer block, CP", cp_conformer, speech),
         Doored("SegFormer B0 head", lambda: SegFormerHead(widths, 256, 150), levels),
     ]

@@ -77,6 +77,16 @@ def machine(device: str = "cpu") -> str:
     return f"{card}{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
+def allocated(run: Callable[[], object]) -> int:
+    """Bytes that a run has allocated at its peak on the current CUDA device, beside what was there before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def _seconds(run: Callable[[], object], repeats: int) -> float:
     """Seconds of one run, averaged over some; work that was queued on a GPU is waited for."""
     _synchronize()

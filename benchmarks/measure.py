@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ce_fx
 from benchmarks.cases import Case
-from benchmarks.harness import Timing, compare
+from benchmarks.harness import Timing, allocated, compare
 from benchmarks.results import Row
 
 MODES = ("forward", "train")
@@ -211,20 +211,11 @@ def _gains(timing: Timing) -> dict[str, float]:
 def _peaks(candidates: dict[str, Callable[[], object]], fast: nn.Module, settings: Settings) -> tuple[int, int] | None:
     """On CUDA what the allocator saw; elsewhere the largest intermediates that the report knows of."""
     if settings.device.startswith("cuda"):
-        return _allocated(candidates["written"]), _allocated(candidates["ce_fx"])
+        return allocated(candidates["written"]), allocated(candidates["ce_fx"])
     layers = _layers(fast)
     if not layers:
         return None
     return max(layer.peak_before for layer in layers), max(layer.peak_after for layer in layers)
-
-
-def _allocated(run: Callable[[], object]) -> int:
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def _layers(fast: nn.Module) -> tuple[ce_fx.LayerReport, ...]:

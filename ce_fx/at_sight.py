@@ -6,7 +6,7 @@ from math import prod
 
 from ce_fx.algebra import Term, axis_size
 from ce_fx.lift.region import Region
-from ce_fx.lower.price import CONVOLUTIONS, ops_of_nodes
+from ce_fx.lower.price import is_convolution, ops_of_nodes
 
 
 def holds_product(region: Region) -> bool:
@@ -46,7 +46,7 @@ def nothing_to_reorder(region: Region) -> str | None:
 
 def convolves(region: Region) -> bool:
     """Whether a convolution is written."""
-    return any(op.target in CONVOLUTIONS for op in region.ops)
+    return any(map(is_convolution, region.ops))
 
 
 def has_scalings(region: Region) -> bool:

@@ -115,8 +115,7 @@ def decide(region: Region, context: Context) -> Decision | None:
         return None
     key = _signature(region, context)
     if key not in context.decided:
-        decision = _decide_or_keep(region, context)
-        context.decided[key] = _recomputing(region, decision, context) if context.checkpoint else decision
+        context.decided[key] = _decide_or_keep(region, context)
     return context.decided[key]
 
 
@@ -125,23 +124,6 @@ def undecided(region: Region, context: Context, reason: str) -> Decision | None:
     if not holds_product(region):
         return None
     return _keep(str(region.expression), _as_written(region, context), reason)
-
-
-def _recomputing(region: Region, decision: Decision, context: Context) -> Decision:
-    """A decision with what recomputation costs: what was written was compared as if it recomputed, too.
-
-    A region of which autograd saves nothing but the leaves and the result is not recomputed.
-    """
-    once, again = (cost_of(*_priced(region, context), checkpoint) for checkpoint in (False, True))
-    before = once.timed(decision.before.seconds * once.seconds / again.seconds if again.seconds else 0.0)
-    try:
-        problem = problem_of(region, context)
-        keeps = saved_bytes(decision.candidate or problem.written, problem.leaves) > 0
-    except Exception as error:  # it is then run as it is
-        log.warning("%s is not recomputed: %s: %s", region.expression, type(error).__name__, error)
-        keeps = False
-    after = decision.after if keeps or decision.candidate is not None else before
-    return replace(decision, recompute=keeps, before=before, after=after)
 
 
 def _decide_or_keep(region: Region, context: Context) -> Decision:
@@ -304,10 +286,10 @@ def _saved(problem: Problem) -> int:
 
 def _as_written(region: Region, context: Context, calibrate: bool = False) -> Cost:
     """The cost of a region's own nodes."""
-    return cost_of(*_priced(region, context, calibrate), context.checkpoint)
+    return cost_of(*priced(region, context, calibrate), context.checkpoint)
 
 
-def _priced(region: Region, context: Context, calibrate: bool = False) -> tuple[list[Node], TimeModel, int, bool]:
+def priced(region: Region, context: Context, calibrate: bool = False) -> tuple[list[Node], TimeModel, int, bool]:
     """A region's own ATen nodes that run in every call, and by what they are priced."""
     leaf = context.fakes[region.leaves[0]]
     dtype = region.precision or leaf.dtype

@@ -18,12 +18,13 @@ from ce_fx.at_sight import holds_product
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
 from ce_fx.capture.modules import open_modules
 from ce_fx.capture.reading import Reading, ambient, read
+from ce_fx.checkpointing import with_recomputation
 from ce_fx.decide import Context, Decision, decide, unchanged, undecided
 from ce_fx.inner import recompute_as_eager
 from ce_fx.lift.region import Region, Regions, whole_parts
 from ce_fx.lift.regions import find_regions
 from ce_fx.lower.extract import copy_of, inline
-from ce_fx.lower.recompute import PREFIX, has_bodies, is_alone, recompute, take_bodies
+from ce_fx.lower.recompute import PREFIX, has_bodies, recompute, take_bodies
 from ce_fx.options import Options
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.report.graph import GraphReport, together
@@ -97,6 +98,8 @@ def rewrite_graph(
         ops=reading.ops,
     )
     decisions = _worthwhile(_decisions(found, context), reading, context)
+    if context.checkpoint:
+        decisions = with_recomputation(decisions, context)
     if guards:
         try:
             _guard_sizes(decisions, reading, context, example_inputs)
@@ -151,7 +154,7 @@ def _replace(gm: GraphModule, decisions: Sequence[tuple[Region, Decision]]) -> N
                 leaves = [replaced.get(leaf, leaf) for leaf in region.leaves]
                 nodes, result = inline(decision.candidate, leaves, region.output, region.nodes)
                 log.debug("rewrote %s as %s", region.output, decision.expression)
-            if decision.recompute and is_alone(nodes, result):
+            if decision.recompute:
                 result = recompute(gm, nodes, result)
             replaced[region.output] = result
         gm.graph.lint()

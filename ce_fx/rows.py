@@ -18,7 +18,7 @@ from ce_fx.capture.reading import Reading
 from ce_fx.decide import Context, Decision
 from ce_fx.lift.region import Region, Regions
 from ce_fx.lift.regions import begins_behind
-from ce_fx.lower.price import CONVOLUTIONS, counted, ops_of_nodes
+from ce_fx.lower.price import counted, is_convolution, ops_of_nodes
 from ce_fx.report.graph import Elsewhere, GraphReport, together
 from ce_fx.report.layer import LayerReport
 from ce_fx.report.names import kind_of_layer, layer_name, value_name
@@ -89,8 +89,7 @@ def graph_report(
         _elsewhere([reading.ops[node] for node in rest], context),
         _bytes(op for ops in reading.ops.values() for op in ops),
     )
-    whole = together([own, *(GraphReport((), inner.elsewhere, inner.bytes) for _, inner in bodies)])
-    return whole
+    return together([own, *(GraphReport((), inner.elsewhere, inner.bytes) for _, inner in bodies)])
 
 
 def _only_counts(node: Node, reading: Reading) -> bool:
@@ -293,7 +292,7 @@ def _is_tensor(op: Node) -> bool:
 def _kind(nodes: Sequence[Node], reading: Reading) -> str:
     """The class of a layer, with the kernel and stride of a lone convolution: "Conv2d 7x7/2"."""
     kind = kind_of_layer(nodes)
-    convs = [op for node in nodes for op in reading.ops.get(node, ()) if op.target in CONVOLUTIONS]
+    convs = [op for node in nodes for op in reading.ops.get(node, ()) if is_convolution(op)]
     return f"{kind} {_geometry(convs[0])}" if len(convs) == 1 and kind.startswith("Conv") else kind
 
 
@@ -317,7 +316,7 @@ def _printed(op: Node) -> str:
     """A working op as written: its name, and the channels of a convolution; "" for what only moves or adds."""
     if not any(one.macs for one in ops_of_nodes([op])):
         return ""
-    if op.target in CONVOLUTIONS:
+    if is_convolution(op):
         weight: Any = op.args[1]
         outs, ins, *kernel = (hint(size) for size in weight.meta["val"].shape)
         return f"{op_name(op)} {_by(kernel)} {ins}->{outs}"

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import ce_fx
+from benchmarks.doors_models import Conformer
 from benchmarks.paper import __main__ as paper
 from benchmarks.paper.cells import Cell, Settings, written_bytes
-from benchmarks.paper.nets import Conformer, ResNet
+from benchmarks.paper.nets import ResNet
 from benchmarks.paper.orders import checkpointed, left_to_right, rebuilt
 from benchmarks.paper.peak import highest, is_grown, largest_batch, peak_bytes, saved_bytes, standing
 from benchmarks.paper.text import claims, table

@@ -1,4 +1,4 @@
-"""The dense networks of the workloads: residual networks, a Conformer block, and two streams of video."""
+"""The dense networks of the workloads: residual networks, and two streams of video."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from benchmarks.doors_models import FeedForward
 
 
 class Residual(nn.Module):
@@ -81,44 +79,6 @@ class ResNet(nn.Module):
         """Class scores."""
         x = self.pool(F.relu(self.norm(self.stem(x))))
         return self.head(self.stages(x).mean((2, 3)))
-
-
-class Conformer(nn.Module):
-    """A Conformer block (Gulati et al., arXiv 2005.08100) with full convolutions over time, on padded batches.
-
-    Args:
-        width: features of a frame.
-        heads: of the attention.
-        kernel: frames of the convolution over time.
-    """
-
-    def __init__(self, width: int = 144, heads: int = 4, kernel: int = 31) -> None:
-        super().__init__()
-        self.heads = heads
-        self.first, self.second = FeedForward(width), FeedForward(width)
-        self.before, self.mixed, self.after = (nn.LayerNorm(width) for _ in range(3))
-        self.attend, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.gate, self.point = nn.Conv1d(width, 2 * width, 1), nn.Conv1d(width, width, 1)
-        self.over_time = nn.Conv1d(width, width, kernel, padding=kernel // 2, bias=False)
-        self.norm = nn.BatchNorm1d(width)
-
-    def attention(self, x: Tensor, frames: Tensor) -> Tensor:
-        """Multi-head self-attention to the frames that are there."""
-        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in self.attend(x).chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=frames[:, None, None])
-        return self.project(y.transpose(1, 2).flatten(2))
-
-    def convolution(self, x: Tensor, frames: Tensor) -> Tensor:
-        """Gated linear unit, convolution over time, batch norm."""
-        y = F.glu(self.gate(x.transpose(1, 2)), dim=1) * frames[:, None]
-        return self.point(F.silu(self.norm(self.over_time(y)))).transpose(1, 2)
-
-    def forward(self, x: Tensor, frames: Tensor) -> Tensor:
-        """Of (batch, frames, features), and which frames are no padding, (batch, frames)."""
-        x = x + self.first(x) / 2
-        x = x + self.attention(self.before(x), frames)
-        x = x + self.convolution(self.mixed(x), frames)
-        return self.after(x + self.second(x) / 2)
 
 
 class TwoStream(nn.Module):

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.harness import allocated
+
 
 def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
     """The most bytes that a step has at a time beyond what there was before it.
@@ -27,7 +29,7 @@ def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
     """
     gc.collect()
     if torch.device(device).type == "cuda":
-        return _allocated(step)
+        return allocated(step)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as run:
         step()
     return highest((event.ptr, event.alloc_size) for event in _allocations(run))
@@ -62,15 +64,6 @@ def _allocations(run: Any) -> list[Any]:
 
     walk(run.profiler.kineto_results.experimental_event_tree())
     return [fields for _, fields in sorted(found, key=lambda pair: pair[0])]
-
-
-def _allocated(step: Callable[[], object]) -> int:
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def standing(model: nn.Module, tensors: Iterable[Tensor]) -> int:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import ce_fx
-from benchmarks.paper.nets import Conformer, ResNet, TwoStream
+from benchmarks.doors_models import Conformer
+from benchmarks.paper.nets import ResNet, TwoStream
 
 SIZES = ("cpu", "full", "quick")
 Batch = tuple[Tensor, ...]

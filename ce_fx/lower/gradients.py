@@ -7,24 +7,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from ce_fx.lower.price import CONVOLUTIONS, TRANSPOSED
+
 aten = torch.ops.aten
 
 _ADDED: dict[Any, int] = {
-    **dict.fromkeys(
-        (
-            aten.conv1d.default,
-            aten.conv2d.default,
-            aten.conv3d.default,
-            aten.conv1d.padding,
-            aten.conv2d.padding,
-            aten.conv3d.padding,
-            aten.conv_transpose1d.default,
-            aten.conv_transpose2d.input,
-            aten.conv_transpose3d.input,
-            aten.linear.default,
-        ),
-        2,
-    ),
+    **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED, aten.convolution.default, aten.linear.default), 2),
     **dict.fromkeys(
         (
             aten.addmm.default,

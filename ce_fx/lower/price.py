@@ -58,7 +58,7 @@ def _elements(*args: Any) -> int:
     return sum(prod(_shape(arg)) for arg in args)
 
 
-_PLAIN = (
+CONVOLUTIONS = (
     aten.conv1d.default,
     aten.conv2d.default,
     aten.conv3d.default,
@@ -66,15 +66,20 @@ _PLAIN = (
     aten.conv2d.padding,
     aten.conv3d.padding,
 )
-CONVOLUTIONS = (*_PLAIN, aten.convolution.default)
+TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 
 
-@_prices(*_PLAIN)
+def is_convolution(op: Node) -> bool:
+    """Whether an ATen node is a convolution, and none that is transposed."""
+    return op.target in CONVOLUTIONS or (op.target is aten.convolution.default and not op.args[6])
+
+
+@_prices(*CONVOLUTIONS)
 def _conv(node: Node) -> tuple[Op, ...]:
     return conv_ops(*map(_shape, (*node.args[:2], node)))
 
 
-@_prices(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+@_prices(*TRANSPOSED)
 def _conv_transpose(node: Node) -> tuple[Op, ...]:
     groups: Any = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
     x, weight, out = map(_shape, (*node.args[:2], node))
@@ -86,7 +91,7 @@ def _convolution(node: Node) -> tuple[Op, ...]:
     """Any of them: its flag tells whether it is transposed."""
     groups: Any = node.args[8]
     x, weight, out = map(_shape, (*node.args[:2], node))
-    return transposed_ops(x, weight, out, groups) if node.args[6] else conv_ops(x, weight, out)
+    return conv_ops(x, weight, out) if is_convolution(node) else transposed_ops(x, weight, out, groups)
 
 
 @_prices(

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ce_fx.capture.reading import read
+from ce_fx.lower.gradients import gradients_of
 from ce_fx.lower.price import ops_of_nodes
 
 
@@ -96,3 +97,17 @@ def test_the_convolution_of_decompositions_costs_what_it_stands_for(transposed):
     ours = priced(lambda x, w: torch.ops.aten.convolution.default(x, w, None, *geometry), *shapes)
     assert ours == priced(lambda x, w: written(x, w, None, [2, 1], [1, 0], dilation=[1, 2], groups=2, **more), *shapes)
     assert ours[0].macs > 0
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_a_bias_has_no_product_in_the_backward_of_a_convolution(decomposed):
+    def written(x, w, b):
+        if decomposed:
+            return torch.ops.aten.convolution.default(x, w, b, [1], [0], [1], False, [0], 1)
+        return F.conv1d(x, w, b)
+
+    shapes = [(2, 3, 9), (4, 3, 3), (4,)]
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    reading = read(torch.fx.symbolic_trace(written), leaves)
+    (op,) = (op for group in reading.ops.values() for op in group)
+    assert gradients_of(op) == 2

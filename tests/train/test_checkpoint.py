@@ -296,3 +296,23 @@ def test_a_compiler_that_fails_on_bodies_gets_the_graph_as_written():
     expected, before = gradients(model, model, x)
     same(found, expected)
     assert kept == before
+
+
+def test_a_value_that_something_else_reads_is_not_said_to_be_recomputed():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(96, 4) / 9), nn.Parameter(torch.randn(4, 96) / 2)
+
+        def forward(self, x):
+            first, second = x.chunk(2)  # the region has the chunk in it, and the tanh reads it, too
+            return first @ self.a @ self.b + second.tanh()
+
+    model = Parts().double()
+    x = torch.randn(64, 96, dtype=torch.float64, requires_grad=True)
+    fast = ce_fx.optimize(model, (x,), checkpoint=True, **OPTIONS)
+    same(gradients(fast, model, x)[0], gradients(model, model, x)[0])
+    (row,) = ce_fx.report(fast).layers
+    assert row.decision == "kept" and "recomputed" not in row.reason
+    assert row.flops_after == row.flops_before
+    assert not list(ce_fx.graph_modules(fast)[0].children())
