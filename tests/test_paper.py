@@ -115,6 +115,7 @@ def test_standing_bytes_count_a_storage_once():
     x = torch.randn(10, 10)
     model = nn.Linear(10, 3)
     assert standing(model, [x, x[2:], x.view(-1)]) == 4 * (100 + 33)
+    assert standing(nn.BatchNorm1d(5), []) == 4 * 20 + 8  # two parameters, two statistics, and a counter of int64
 
 
 def test_saved_bytes_need_no_memory():
@@ -220,7 +221,9 @@ def test_what_was_measured_is_not_run_again(tmp_path, monkeypatch, capsys):
 
     def once(workload, form, rate, mode, settings):
         runs.append((workload.name, form, rate, mode))
-        return Cell(workload.name, form, rate, mode, settings.where(workload), error="x" * (mode == "train"))
+        notes = dict.fromkeys(settings.chosen(mode), "not run")
+        error = "x" * (mode == "train")
+        return Cell(workload.name, form, rate, mode, settings.where(workload), notes=notes, error=error)
 
     monkeypatch.setattr(paper, "measure", once)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
@@ -248,3 +251,15 @@ def test_quick(capsys, monkeypatch):
 def test_a_batch_has_a_half():
     assert Settings(batch=1).batch_of(workloads()[0]) == 2
     assert Settings(size="full").batch_of(workloads()[0]) == 128
+
+
+def test_a_kept_cell_is_measured_again_for_ways_that_it_lacks(tmp_path, capsys):
+    kept = tmp_path / "cells.json"
+    common = ["--quick", "--mode", "inference", "--rounds", "1", "--threads", "1", "--json", str(kept)]
+    (first,) = paper.main([*common, "--ways", "^dense$"])
+    (second,) = paper.main([*common, "--ways", "^(dense|rebuilt)$"])
+    (third,) = paper.main([*common, "--ways", "^rebuilt$"])
+    assert (set(first.rounds), set(second.rounds)) == ({"dense"}, {"dense", "rebuilt"})
+    assert third == second
+    with pytest.raises(SystemExit, match="leave nothing"):
+        paper.main([*common, "--forms", "nonesuch"])

@@ -15,7 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -74,11 +74,14 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[Workload, str, float, str]
     """Workloads, forms, rates and modes that were asked for."""
     rates = [percent / 100 for percent in args.rates] if args.rates else None
     found = [workload for workload in workloads() if re.search(args.only, workload.name)]
+    known = {form for workload in found for form in workload.forms}
+    if not found or not known.issuperset(args.forms or ()):
+        raise SystemExit(f"--only {args.only!r} and --forms {args.forms} leave nothing; there are {sorted(known)}")
     for workload in found[:1] if args.quick else found:
         forms = [form for form in workload.forms if not args.forms or form in args.forms]
         chosen = rates or list(workload.rates)
         if args.quick:
-            forms, chosen = forms[:1], chosen[2:3] or chosen[:1]
+            forms, chosen = forms[:1], rates or chosen[2:3] or chosen[:1]
         yield from product([workload], forms, chosen, args.mode)
 
 
@@ -105,8 +108,8 @@ def load(path: Path | None) -> dict[Key, Cell]:
 def _cell(content: Mapping[str, object]) -> Cell:
     """JSON has lists for tuples."""
     cell = Cell(**content)  # type: ignore[arg-type]
-    peaks = {name: tuple(each) for name, each in cell.peaks.items()}
-    return Cell(**{**asdict(cell), "batches": tuple(cell.batches), "peaks": peaks})
+    peaks = {name: (half, whole) for name, (half, whole) in cell.peaks.items()}
+    return replace(cell, batches=tuple(cell.batches), peaks=peaks)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Cell]:
@@ -118,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Cell]:
         time_model(args.device, measure=settings.tune is not False)
         for workload, form, rate, mode in cases(args):
             key = workload.name, form, rate, mode, settings.where(workload)
-            if key not in found:
+            if key not in found or not found[key].holds(settings.chosen(mode)):
                 found[key] = attempt(workload, form, rate, mode, settings)
                 if args.json:
                     args.json.write_text(json.dumps([asdict(each) for each in found.values()], indent=1))

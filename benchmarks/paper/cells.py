@@ -55,6 +55,10 @@ class Cell:
         """What makes it the same cell in another run."""
         return self.workload, self.form, self.rate, self.mode, self.where
 
+    def holds(self, ways: Sequence[str]) -> bool:
+        """Whether each of some ways was measured, or has a note that says why not."""
+        return {*self.rounds, *self.notes}.issuperset(ways)
+
     def seconds(self, name: str) -> float:
         """The median time of a way."""
         return statistics.median(self.rounds[name])
@@ -94,9 +98,13 @@ class Settings:
         """Examples of a batch, at least 2, so that half of it is a batch, too."""
         return max(2, self.batch or workload.sizes[self.size].batch)
 
+    def chosen(self, mode: str) -> list[str]:
+        """The names of the ways to measure in a mode."""
+        return [name for name in names(mode, self.inductor) if re.search(self.ways, name)]
+
     def where(self, workload: Workload) -> str:
         """What else makes a cell."""
-        geometry = workload.sizes[self.size].geometry.partition(" ")[2]
+        geometry = workload.sizes[self.size].geometry
         threads = "" if self.device.startswith("cuda") else f", {torch.get_num_threads()} threads"
         tuned = {"True": ", tuned", "False": ", not tuned"}.get(str(self.tune), "")
         return f"{self.batch_of(workload)} {geometry}, {self.device}{threads}{tuned}"
@@ -119,7 +127,7 @@ def measure(workload: Workload, form: str, rate: float, mode: str, settings: Set
     batches = {n: [tuple(t.to(settings.device) for t in each) for each in size.inputs(n)] for n in (batch // 2, batch)}
     peaks: dict[str, list[int]] = {}
     notes: dict[str, str] = {}
-    chosen = [name for name in names(mode, settings.inductor) if re.search(settings.ways, name)]
+    chosen = settings.chosen(mode)
     if mode == "train" and LEFT in chosen:
         needed = written_bytes(model, batches[batch])
         if needed > settings.memory:

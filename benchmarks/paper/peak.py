@@ -1,10 +1,11 @@
 """The most bytes that are allocated at a time within one step.
 
 On CPU the count is torch's own: its profiler is told of every block that the allocator hands out or takes back, with
-its address and its size, whoever asked for it: a tensor as written, one of a rewritten graph, of generated code, one
-that autograd saved, or scratch of an op. Views take no block. Every byte is so counted once, and from the op that makes
-it to the last reference. A dispatch mode would see tensors only, and a ce_fx view runs as written under one. What was
-there before the step is not in the count; `standing` gives it. On CUDA it is the allocator's counter.
+its address and its size: a tensor as written, one of a rewritten graph, of generated code, one that autograd saved, or
+scratch that an op takes there. Views take no block. Each of these bytes is so counted once, from the op that makes it
+to the last reference. What MKL and oneDNN take from the system themselves is not seen. A dispatch mode would see
+tensors only, and a ce_fx view runs as written under one. What was there before the step is not in the count; `standing`
+gives it. On CUDA it is the allocator's counter.
 """
 
 from __future__ import annotations

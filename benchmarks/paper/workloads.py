@@ -16,7 +16,6 @@ import ce_fx
 from benchmarks.doors_models import Conformer
 from benchmarks.paper.nets import ResNet, TwoStream
 
-SIZES = ("cpu", "full", "quick")
 Batch = tuple[Tensor, ...]
 
 
@@ -109,9 +108,9 @@ def workloads() -> list[Workload]:
         RATES,
         of_stages,
         {
-            "cpu": Size(ResNet, 16, partial(images, 32, (3,)), "16 x 3 x 32 x 32"),
-            "full": Size(ResNet, 128, partial(images, 32, (3,)), "128 x 3 x 32 x 32"),
-            "quick": Size(partial(ResNet, (1,), width=8), 2, partial(images, 8, (3,)), "2 x 3 x 8 x 8"),
+            "cpu": Size(ResNet, 16, partial(images, 32, (3,)), "x 3 x 32 x 32"),
+            "full": Size(ResNet, 128, partial(images, 32, (3,)), "x 3 x 32 x 32"),
+            "quick": Size(partial(ResNet, (1,), width=8), 2, partial(images, 8, (3,)), "x 3 x 8 x 8"),
         },
     )
     conformer = Workload(
@@ -120,11 +119,11 @@ def workloads() -> list[Workload]:
         RATES,
         over_time,
         {
-            "cpu": Size(Conformer, 4, partial(speech, (120, 97, 143), 144), "4 x (120, 97, 143) x 144"),
+            "cpu": Size(Conformer, 4, partial(speech, (120, 97, 143), 144), "x (120, 97, 143) x 144"),
             "full": Size(
-                partial(Conformer, 512, 8), 16, partial(speech, (812, 640, 1021), 512), "16 x (812, 640, 1021) x 512"
+                partial(Conformer, 512, 8), 16, partial(speech, (812, 640, 1021), 512), "x (812, 640, 1021) x 512"
             ),
-            "quick": Size(partial(Conformer, 16, 2, 5), 2, partial(speech, (12, 9), 16), "2 x (12, 9) x 16"),
+            "quick": Size(partial(Conformer, 16, 2, 5), 2, partial(speech, (12, 9), 16), "x (12, 9) x 16"),
         },
     )
     streams = Workload(
@@ -133,9 +132,9 @@ def workloads() -> list[Workload]:
         RATES,
         of_stages,
         {
-            "cpu": Size(TwoStream, 2, partial(images, 64, (3, 20)), "2 x (3, 20) x 64 x 64"),
-            "full": Size(TwoStream, 16, partial(images, 224, (3, 20)), "16 x (3, 20) x 224 x 224"),
-            "quick": Size(partial(TwoStream, (1,), 8, 2), 2, partial(images, 32, (3, 4)), "2 x (3, 4) x 32 x 32"),
+            "cpu": Size(TwoStream, 2, partial(images, 64, (3, 20)), "x (3, 20) x 64 x 64"),
+            "full": Size(TwoStream, 16, partial(images, 224, (3, 20)), "x (3, 20) x 224 x 224"),
+            "quick": Size(partial(TwoStream, (1,), 8, 2), 2, partial(images, 32, (3, 4)), "x (3, 4) x 32 x 32"),
         },
     )
     return [resnet34, conformer, streams]
