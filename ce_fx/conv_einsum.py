@@ -262,7 +262,7 @@ def _symbolic_calls(
     """The plan as a function, in the best ways to evaluate its steps and in the plain ones; what can be emitted."""
     needs = tuple(map(_needs_grad, operands))
     search = tuple(_frozen(options[name]) for name in _SEARCH)
-    key = (parsed, needs, search, operands[0].dtype, operands[0].device)
+    key = (replace(parsed, sizes=()), needs, search, operands[0].dtype, operands[0].device)
     if key not in _CACHE_SYMBOLIC:
         plan = _plan_for(parsed, operands, options)
         found = []

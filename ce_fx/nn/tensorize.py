@@ -13,6 +13,7 @@ from ce_fx.nn.decompose import SWEEPS, decompose_
 from ce_fx.nn.errors import LayerError
 from ce_fx.nn.forms import find_form
 from ce_fx.nn.layer import ConvEinsum
+from ce_fx.nn.ranks import budget_of
 from ce_fx.nn.report import Tensorized, TensorizeReport
 from ce_fx.nn.select import Found, Selection, find_layers, layers_of, obstacle, parameter_owners, select
 from ce_fx.nn.spec import Rank
@@ -70,8 +71,8 @@ def tensorize(
         rate = 0.1
     if rate is not None and rank is not None:
         raise LayerError(f"give either rate or rank: rate is {rate!r} and rank {rank!r}")
-    if rate is not None and not 0 < rate < float("inf"):
-        raise LayerError(f"rate must be a positive number, such as 0.1 for a tenth of the dense weights, not {rate!r}")
+    if rate is not None:
+        budget_of(rate, 1)  # raises now what every layer would
     why_not, owners = select(model, include, exclude), parameter_owners(model)
     options: dict[str, Any] = {"rate": rate, "rank": rank, "num_factors": num_factors}
     rows: list[Tensorized] = []

@@ -83,6 +83,7 @@ def test_a_rate_is_met_from_below_and_no_larger_rank_would_meet_it(form, dims, r
     for n in range(len(layer.ranks)):
         raised = (*layer.ranks[:n], layer.ranks[n] + 1, *layer.ranks[n + 1 :])
         assert weights(layer.string, raised, layer) > budget or adds_nothing(layer.string, raised, n, layer)
+        assert not adds_nothing(layer.string, layer.ranks, n, layer)
 
 
 def adds_nothing(string, ranks, n, layer):
