@@ -32,8 +32,9 @@ def audit(
 ) -> Report:
     """Report layer by layer what ce_fx finds, what it would change, and what that would gain.
 
-    Weights, statistics, random states, modes, gradients, hooks and attributes are afterwards what they were. No
-    backward is run on the model. What its own forward hooks do they do once more.
+    Weights, statistics, random states, modes, gradients and hooks are afterwards what they were, and no attribute comes
+    or goes. No backward is run on the model. The forward is run once: what it and its hooks write to attributes that
+    are no buffers (a counter, a list) they write once more.
 
     Weights and inputs may be fake (`FakeTensorMode`) or on the meta device, for a model that is too large to run.
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ce_fx.cli import audit, calibrate, demo, explain
-from ce_fx.cli.mistake import Mistake, one_line
+from ce_fx.cli.mistake import Bug, Mistake, one_line
 from ce_fx.errors import CeFxError
 
 COMMANDS = (audit, explain, calibrate, demo)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.traceback:
             raise
         bad_input = isinstance(error, _BAD_INPUT)
-        said = str(error) if isinstance(error, (Mistake, CeFxError)) else one_line(error)
+        said = str(error) if isinstance(error, (Mistake, Bug, CeFxError)) else one_line(error)
         cure = "" if bad_input else "; this is a bug of ce_fx, --traceback shows where"
         print(f"ce-fx: {' '.join(said.split())}{cure}", file=sys.stderr)
         return 2 if bad_input else 1

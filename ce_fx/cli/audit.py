@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ce_fx.cli import inputs, models
 from ce_fx.cli.machine import add_machine, set_machine
-from ce_fx.cli.mistake import Mistake, one_line
+from ce_fx.cli.mistake import Bug, Mistake, one_line
 
 if TYPE_CHECKING:
     from ce_fx.report import Report
@@ -209,12 +209,15 @@ def _audited(
             loaded.model(*args, **kwargs)
         except Exception as own:
             raise Mistake(_raised(own, loaded.model, args, kwargs)) from own
-        raise error
+        raise Bug(one_line(error)) from error
+
+
+_NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 def _raised(error: Exception, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     said = f"{type(model).__name__} raised {one_line(error)} on {_shapes(args, kwargs)}"
-    if "memory" in str(error).lower():
+    if _NO_MEMORY.search(str(error)):
         return f"{said}; give a smaller --input, such as one of a smaller batch"
     return f"{said}; change --input to what it takes, or see --traceback"
 

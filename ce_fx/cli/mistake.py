@@ -11,6 +11,10 @@ class Mistake(Exception):
     """Bad input to a command; the message is the line that is printed."""
 
 
+class Bug(Exception):
+    """The input was good, and ce_fx failed; the message is the line that is printed."""
+
+
 def one_line(error: BaseException) -> str:
     """An error's kind and the first line of what it says."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -19,6 +19,7 @@ from ce_fx.plan.planner import Objective, make_plan, plan_of, written_tree
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import Tree, splits_of, step_of
 from ce_fx.plan.ways import best_ways, ops_of_way, ways_of
+from ce_fx.report.units import seconds as in_words
 from ce_fx.report.units import si
 
 _FEW = 6  # kernels of which all orders are tried: 945 trees
@@ -170,7 +171,7 @@ def _steps(network: Network, plan: Plan, info: PathInfo, mode: Mode, model: Time
         memory = f"{si(told.size * model.itemsize, 3)}B"
         named = f"{kinds} ({way})" if way else kinds
         seconds = seconds_of(network, plan, pair, mode, model)
-        rows.append([number, told.string, named, si(2 * told.flops), memory, f"{seconds * 1e3:.3g} ms"])
+        rows.append([number, told.string, named, si(2 * told.flops), memory, in_words(seconds)])
     columns = ["step", "joins", "as", "FLOPs, forward", "result", "predicted"]
     align = ("right", "left", "left", "right", "right", "right")
     return tabulate(rows, headers=columns, tablefmt="plain", colalign=align, disable_numparse=True)
@@ -197,7 +198,7 @@ def _table(orders: Sequence[Order], itemsize: int) -> str:
             si(order.flops),
             f"{order.flops / max(1, first.flops):.3g}x",
             f"{si(order.plan.largest * itemsize, 3)}B",
-            f"{order.seconds * 1e3:.3g} ms",
+            in_words(order.seconds),
             f"{order.seconds / first.seconds:.3g}x" if first.seconds else "-",
             "same as planned" if order is not first and order.plan.tree == first.plan.tree else "",
         ]

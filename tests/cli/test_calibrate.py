@@ -63,3 +63,11 @@ def test_no_command_says_what_there_is(capsys):
 def test_nothing_to_merge_is_said(tmp_path, capsys):
     assert cli.main(["calibrate", "--merge", str(tmp_path)]) == 0
     assert "nothing newer" in capsys.readouterr().out
+
+
+def test_a_machine_that_cannot_be_measured_is_status_1(monkeypatch):
+    from ce_fx.plan.time_model import TimeModel
+    from ce_fx.tune import calibrate
+
+    monkeypatch.setattr(calibrate, "calibrate", lambda device, dtype, budget: TimeModel.default(device))
+    assert cli.main(["calibrate", "--threads", "1"]) == 1

@@ -146,3 +146,16 @@ def test_a_bug_says_that_it_is_one(folder, capsys, monkeypatch):
     assert cli.main(["audit", "nets_here:with_inputs"]) == 1
     err = capsys.readouterr().err
     assert "KeyError" in err and "a bug of ce_fx" in err and len(err.splitlines()) == 1
+
+
+def test_an_error_of_ours_on_good_input_is_no_mistake_of_the_users(folder, capsys, monkeypatch):
+    import ce_fx
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(ce_fx, "audit", fails)
+    (folder / "good.py").write_text("from torch import nn\ndef factory():\n    return nn.Linear(4, 2)\n")
+    assert cli.main(["audit", "good.py:factory", "--input", "3x4"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "RuntimeError: planted" in line and "a bug of ce_fx" in line
