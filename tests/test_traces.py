@@ -12,7 +12,7 @@ import ce_fx
 
 CODE = """
 import torch
-net = torch.nn.Sequential(torch.nn.Linear(12, 12), torch.nn.Linear(12, 2))
+net = torch.nn.Sequential(torch.nn.Linear(12, 12), torch.nn.Linear(12, 2), torch.nn.ReLU())
 fast = torch.compile(net, backend="ce_fx", options={"inner": "eager", "objective": "flops", "tune": False})
 fast(torch.randn(48, 12))
 """
@@ -35,6 +35,7 @@ def test_all_switches_at_once(tmp_path):
     assert set(texts) == {"graph_before", "graph_after", "report"}
     assert texts["graph_before"] != texts["graph_after"] and "def forward" in texts["graph_after"]
     assert "total (1 layer)" in texts["report"] and "as written: 2 linear" in texts["report"]
+    assert "objective: flops" in texts["report"] and "relu 1 (elementwise" in texts["report"]
     trace = "".join(path.read_text() for path in (tmp_path / "trace").iterdir())
     for name in ("graph_before", "graph_after", "report"):
         assert f'{{"artifact": {{"name": "ce_fx_{name}", "encoding": "string"}}, "frame_id": 0' in trace

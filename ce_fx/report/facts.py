@@ -57,17 +57,17 @@ def _coverage(report: Report) -> list[str]:
     if inside is None or elsewhere is None or report.best_speedup is None:
         return [f"coverage: {flops} of FLOPs are in {rows} that can change"]
     time = percent(total(layer.time_before for layer in flexible), inside + elsewhere)
-    return [
-        f"coverage: {flops} of FLOPs and {time} of time are in {rows} that can change; {_limit(report.best_speedup)}"
-    ]
+    counted = " that was counted" if report.uncounted else ""
+    limit = _limit(report.best_speedup, counted)
+    return [f"coverage: {flops} of FLOPs and {time} of time{counted} are in {rows} that can change; {limit}"]
 
 
-def _limit(speedup: float) -> str:
+def _limit(speedup: float, counted: str = "") -> str:
     """The speed-up that the rest of the model leaves room for; above 100x a figure says no more than its smallness."""
     if isinf(speedup):
-        return "nothing else takes time"
+        return f"nothing else{counted} takes time"
     if speedup > _NO_LIMIT:
-        return f"the rest of the model takes under {1 / _NO_LIMIT:.0%} of the time"
+        return f"the rest of the model{counted} takes under {1 / _NO_LIMIT:.0%} of the time"
     return f"best possible speed-up from them: {speedup:.1f}x"
 
 

@@ -76,23 +76,11 @@ class LayerReport:
 
     def forward(self) -> LayerReport:
         """The forward part of a row that counts forward and backward."""
-        return replace(
-            self,
-            flops_before=self.forward_flops_before,
-            flops_after=self.forward_flops_after,
-            time_before=self.forward_time_before,
-            time_after=self.forward_time_after,
-        )
+        return replace(self, **{name: getattr(self, f"forward_{name}") for name in _PARTED})
 
     def backward(self) -> LayerReport:
         """What is left of the row without its forward part."""
-        return replace(
-            self,
-            flops_before=_less(self.flops_before, self.forward_flops_before),
-            flops_after=_less(self.flops_after, self.forward_flops_after),
-            time_before=_less(self.time_before, self.forward_time_before),
-            time_after=_less(self.time_after, self.forward_time_after),
-        )
+        return replace(self, **{n: _less(getattr(self, n), getattr(self, f"forward_{n}")) for n in _PARTED})
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-able."""
@@ -103,9 +91,13 @@ class LayerReport:
         """A rewrite that does not run after all; other decisions as they are."""
         if self.decision != "rewritten":
             return self
-        kept = replace(self, decision="kept", reason=reason, plan=(), terms=(), products=())
         return replace(
-            kept,
+            self,
+            decision="kept",
+            reason=reason,
+            plan=(),
+            terms=(),
+            products=(),
             flops_after=self.flops_before,
             peak_after=self.peak_before,
             time_after=self.time_before,
@@ -114,6 +106,10 @@ class LayerReport:
             foldable_flops=None,
             foldable_time=None,
         )
+
+
+_PARTED = ("flops_before", "flops_after", "time_before", "time_after")
+"""The numbers whose forward part a row has, too."""
 
 
 def _plain(value: Any) -> Any:

@@ -43,7 +43,7 @@ class Line:
 
     @property
     def seconds(self) -> tuple[float | None, float | None]:
-        """Seconds before and after; None where one of the layers has none."""
+        """Seconds before and after, of the layers that have some; None where none has."""
         return self._sums("time_before", "time_after")
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata, resources
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from ce_fx.report.drawing import bar, network, tree
@@ -148,9 +147,7 @@ def _card(name: str, text: str, note: str, values: tuple[Any, Any] | None = None
 
 
 def _counts(report: Report) -> dict[str, Any]:
-    best = report.best_speedup
-    note = "" if best is None or not isfinite(best) else f"best possible speed-up of the model: {best:.1f}x"
-    return _card("layers", decisions(report.layers) or "none", note)
+    return _card("layers", decisions(report.layers) or "none", "")
 
 
 def _plan(name: str, layers: Sequence[LayerReport]) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def seconds(time: float | None, mark: str = "") -> str:
     """A time with three digits and a mark behind it: "4.57 ms p", "1.2 s m"; None -> "?"."""
     if time is None:
         return UNKNOWN
-    return (f"{time:.3g} s {mark}" if time >= 1 else f"{time * 1e3:.3g} ms {mark}").rstrip()
+    shown = f"{time * 1e3:.3g}"
+    return (f"{time:.3g} s {mark}" if float(shown) >= 1000 else f"{shown} ms {mark}").rstrip()
 
 
 def ratio(before: float | None, after: float | None) -> str:

@@ -24,7 +24,8 @@ layer2.mystery              ?            ?     -          ?          ?     -  ? 
                                                                                                 known of mine::op
 total (6 layers)  2.436 G + ?  2.108 G + ?  1.2x  21 ms m+p  14 ms m+p  1.5x  2.6 MB -> 200 kB  3 rewritten, 1 kept, 2
                                                                                                 refused
-coverage: 22% of FLOPs and 48% of time are in the 3 rows that can change; best possible speed-up from them: 1.9x
+coverage: 22% of FLOPs and 48% of time that was counted are in the 3 rows that can change; best possible speed-up from
+  them: 1.9x
 ?: not counted, and in no total: layer2.mystery
 not counted: relu 17, add 8 (elementwise, pools and copies; 40% of bytes moved, 4 ms p)
 refused: layer2.norm - statistics of the batch
