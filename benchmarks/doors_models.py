@@ -125,7 +125,8 @@ class Narrow(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def _lora() -> nn.Module:
+def lora_net() -> nn.Module:
+    """`Narrow` with a PEFT LoRA on every 3x3 convolution of its stages."""
     import peft
 
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=[f"convs.{n}" for n in range(6)])
@@ -151,7 +152,7 @@ def models() -> list[Doored]:
     return [
         *found,
         Doored("ResNet-18, plain", plain_resnet18, images),
-        Doored("conv net with LoRA", _lora, (((4, 3, 32, 32),), ((3, 3, 32, 32),), ((6, 3, 32, 32),))),
+        Doored("conv net with LoRA", lora_net, (((4, 3, 32, 32),), ((3, 3, 32, 32),), ((6, 3, 32, 32),))),
         Doored("Conformer block, CP", cp_conformer, speech),
         Doored("SegFormer B0 head", lambda: SegFormerHead(widths, 256, 150), levels),
     ]
