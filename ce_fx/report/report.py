@@ -115,12 +115,16 @@ class Report:
         return f"{rewritten} of {len(self.layers)} layers rewritten, {gain} FLOPs"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, JSON-able; FLOPs and bytes are exact integers, times are seconds."""
+        """All data, JSON-able: what follows from it, such as `best_speedup`, is left out.
+
+        FLOPs and bytes are exact integers, times are seconds.
+        """
         return {
             "schema": SCHEMA,
             "title": self.title,
             "about": dict(self.about),
             "objective": self.objective,
+            "captured": self.captured,
             "training": self.training,
             "flops_before": self.flops_before,
             "flops_after": self.flops_after,
