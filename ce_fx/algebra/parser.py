@@ -79,7 +79,7 @@ def parse(
     """
     if padding_mode not in ("zeros", "circular"):
         raise ExpressionError(f"padding_mode must be 'zeros' or 'circular', not {padding_mode!r}")
-    terms, output, conv = _split(string)
+    terms, output, conv = split(string)
     if len(terms) != len(shapes):
         raise ExpressionError(f"{string!r} has {len(terms)} operands, but {len(shapes)} were given")
     operands = [_expand(n, term, shape) for n, (term, shape) in enumerate(zip(terms, shapes, strict=True))]
@@ -112,7 +112,7 @@ def parse(
 
 def contracts(string: str) -> bool:
     """Whether a (valid) string sums a letter of two operands, or convolves: more than a broadcast multiply."""
-    terms, output, conv = _split(string)
+    terms, output, conv = split(string)
     counts: dict[str, int] = {}
     for letter in (letter for term in terms for letter in set(term)):
         counts[letter] = counts.get(letter, 0) + 1
@@ -120,8 +120,12 @@ def contracts(string: str) -> bool:
     return bool(conv) or any(count > 1 and letter not in kept for letter, count in counts.items())
 
 
-def _split(string: str) -> tuple[list[list[str]], list[str] | None, list[str]]:
-    """The letters of each operand, of the output (None if implicit), and after the pipe."""
+def split(string: str) -> tuple[list[list[str]], list[str] | None, list[str]]:
+    """The letters of each operand, of the output (None if implicit), and after the pipe.
+
+    Raises:
+        ExpressionError: it is no conv_einsum string.
+    """
     if not isinstance(string, str):
         raise ExpressionError(f"the expression must be a string such as 'bsh,tsh->bth|h', not {type(string).__name__}")
     body, *pipes = string.replace(" ", "").split("|")

@@ -12,6 +12,7 @@ from ce_fx.nn.starts import tensorly_start
 
 SWEEPS = 50
 STARTS = 3
+TRIAL = 9  # a start is tried for one in so many of the sweeps: all of them together take a third
 GROUPS = 16
 
 
@@ -61,7 +62,7 @@ def _decomposed(form: str, problem: Problem, sweeps: int, seed: int) -> list[Ten
 
 def _best_start(problem: Problem, sweeps: int, seed: int) -> list[Tensor]:
     """Of a few random starts the best after some sweeps: rings and block terms have local minima."""
-    trials = (fit(problem, random_start(problem, seed + n), max(sweeps // STARTS**2, 1)) for n in range(STARTS))
+    trials = (fit(problem, random_start(problem, seed + n), max(sweeps // TRIAL, 1)) for n in range(STARTS))
     return min(trials, key=problem.error)
 
 

@@ -6,21 +6,14 @@ the letters after the pipe. Its output has the same form; the other operands are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from ce_fx.algebra.parser import parse
+from ce_fx.algebra.parser import parse, split
 from ce_fx.nn.errors import LayerError
 
-_TOKEN = re.compile(r"\(\w+\)|[^\W\d_]")
 MOST_DIMS = 3
-
-
-def tokens(term: str) -> list[str]:
-    """The letters of one operand: `(r1)th` is `["r1", "t", "h"]`."""
-    return [match.strip("()") for match in _TOKEN.findall(term.replace(" ", ""))]
 
 
 @dataclass(frozen=True)
@@ -79,15 +72,12 @@ def read_layout(string: str, shapes: Sequence[Sequence[int]]) -> Layout:
         ExpressionError: it is no conv_einsum string, or the shapes do not fit it.
         LayerError: it is one, but not of a layer; the message names the letter.
     """
-    body, _, pipe = string.replace(" ", "").partition("|")
-    inputs, arrow, output = body.partition("->")
-    first, *rest = inputs.split(",")
-    conv = tuple(tokens(pipe))
-    if not arrow or "..." in string or not rest:
+    (first, *rest), output, pipe = split(string)
+    if output is None or "..." in string or not rest:
         raise LayerError(f"the string of a layer is 'input,factors->output|letters' without '...', not {string!r}")
     if len(rest) != len(shapes):
         raise LayerError(f"{string!r} has {len(rest)} factors, and the shapes of {len(shapes)} were given")
-    terms = tuple(tuple(tokens(term)) for term in rest)
+    conv, terms = tuple(pipe), tuple(map(tuple, rest))
     sides = {name: _side(name, term, conv, string) for name, term in (("input", first), ("output", output))}
     batch, channels = sides["input"]
     sizes = _sizes(terms, shapes, conv)
@@ -102,9 +92,9 @@ def read_layout(string: str, shapes: Sequence[Sequence[int]]) -> Layout:
     return Layout(string, terms, batch, channels, sides["output"][1], conv, sizes, summands)
 
 
-def _side(name: str, term: str, conv: tuple[str, ...], string: str) -> tuple[str, tuple[str, ...]]:
+def _side(name: str, term: Sequence[str], conv: tuple[str, ...], string: str) -> tuple[str, tuple[str, ...]]:
     """The batch letter and the channel letters of input or output."""
-    letters = tuple(tokens(term))
+    letters = tuple(term)
     channels = letters[1 : len(letters) - len(conv)]
     if len(conv) > MOST_DIMS:
         raise LayerError(f"{string!r} convolves {len(conv)} letters; a layer has at most {MOST_DIMS}")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from math import gcd, prod
 from typing import TypeAlias
 
+from ce_fx.algebra.parser import split
 from ce_fx.nn.errors import LayerError
 from ce_fx.nn.forms import CONV_LETTERS, find_form, form_string
-from ce_fx.nn.layout import tokens
 from ce_fx.nn.ranks import (
     balanced_factors,
     budget_of,
@@ -122,8 +122,7 @@ def make_spec(
 
 def factor_terms(string: str) -> list[list[str]]:
     """The letters of the factors of a layer's string: of every operand but the first."""
-    inputs = string.partition("->")[0].split(",")
-    return [tokens(term) for term in inputs[1:]]
+    return split(string)[0][1:]
 
 
 def _shapes(terms: Sequence[Sequence[str]], sizes: dict[str, int]) -> tuple[tuple[int, ...], ...]:
