@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
-from ce_fx.at_sight import holds_product
+from ce_fx.at_sight import holds_product, nothing_to_reorder
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
 from ce_fx.capture.modules import open_modules
 from ce_fx.capture.reading import Reading, ambient, read
@@ -166,12 +166,24 @@ def _replace(gm: GraphModule, decisions: Sequence[tuple[Region, Decision]]) -> N
 
 
 def _decisions(found: Regions, context: Context) -> list[tuple[Region, Decision]]:
-    """A decision for each region that holds a product."""
+    """A decision for each region that holds a product.
+
+    Those with something to choose come first: they may calibrate the time model, by which all are then priced.
+    """
     verbose = context.options.verbose
     hidden = None if verbose is None else not verbose  # tqdm's None: hidden unless on a terminal
     slow = 2.0 if verbose is None else 0.0  # seconds until it shows
-    with tqdm(found.regions, desc="ce_fx: planning", unit="region", disable=hidden, delay=slow, leave=False) as bar:
-        return [pair for region in bar for pair in _until_stopped(region, context)]
+    order = sorted(enumerate(found.regions), key=lambda each: _is_kept_at_sight(each[1]))
+    with tqdm(order, desc="ce_fx: planning", unit="region", disable=hidden, delay=slow, leave=False) as bar:
+        decided = {number: _until_stopped(region, context) for number, region in bar}
+    return [pair for _, pairs in sorted(decided.items()) for pair in pairs]
+
+
+def _is_kept_at_sight(region: Region) -> bool:
+    try:
+        return nothing_to_reorder(region) is not None
+    except Exception:  # `decide` comes to it again, and says so in the report
+        return False
 
 
 def _until_stopped(region: Region, context: Context) -> list[tuple[Region, Decision]]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ce_fx.cli import inputs, models
 from ce_fx.cli.machine import add_machine, set_machine
 from ce_fx.cli.mistake import Bug, Mistake, one_line
-from ce_fx.report.lines import SORTS
 
 if TYPE_CHECKING:
     from ce_fx.report import Report
@@ -25,6 +24,9 @@ FORMATS = {"text": "to_text", "md": "to_markdown", "csv": "to_csv", "json": "to_
 
 SUFFIXES = {".txt": "text", ".md": "md", ".csv": "csv", ".json": "json", ".html": "html", ".htm": "html"}
 """The format of a file by the end of its name, where `--format` is not given."""
+
+SORTS = ("graph", "gain", "time", "name")
+"""As `ce_fx.report.lines.SORTS`, whose import would bring torch before it is known whether there is anything to do."""
 
 _TEXT_ONLY = {"sort": "graph", "depth": None, "min_gain": None, "plans": False}
 """Options that shape the text table, with what they are where they are not given; other formats hold everything."""

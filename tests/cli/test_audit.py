@@ -9,6 +9,7 @@ import torch
 import ce_fx
 from ce_fx import cli
 from ce_fx.cli import inputs, models
+from ce_fx.report import lines
 
 X = ["--input", "2x3x16x16"]
 
@@ -63,6 +64,10 @@ def test_a_file_gets_the_format_of_its_name(folder, capsys):
     printed(capsys, "nets_here:Net", *X, "--output", "out.txt")
     assert (folder / "out.txt").read_text().startswith("ce_fx audit: Net")
     assert json.loads(printed(capsys, "nets_here:Net", *X, "--format", "json"))["flops_before"] > 0
+
+
+def test_sorts_are_those_of_the_report():
+    assert cli.audit.SORTS == lines.SORTS
 
 
 @pytest.mark.parametrize("kind", sorted(cli.audit.FORMATS))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib import import_module
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ X = (2, 16, 20, 20)
 def cache(tmp_path, monkeypatch):
     """A cache of its own, and no calibration: these tests are about choices."""
     monkeypatch.setenv("CE_FX_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(sys.modules["ce_fx.rewrite"], "time_model", without_calibration)
+    monkeypatch.setattr(import_module("ce_fx.rewrite"), "time_model", without_calibration)
     remembered.counters.clear()
     return tmp_path
 
@@ -381,3 +382,22 @@ def test_a_second_process_plans_and_measures_nothing(cache):
     second = run()
     assert first.startswith("{'chosen': 1}") and second.startswith("{'remembered': 1}")
     assert first.partition("}")[2] == second.partition("}")[2]
+
+
+def test_all_rows_are_priced_by_the_calibration_that_one_of_them_asks_for(clock, monkeypatch):
+    """The first convolution has nothing to choose, and stands before the layer for which the machine is measured."""
+    measured = []
+
+    def by_need(device, dtype, *, measure=False, verbose=None):
+        measured.extend([measure] if measure else [])
+        model = without_calibration(device, dtype)
+        slow = {name: dataclasses.replace(line, t0=1.0) for name, line in model.forward_rates.items()}
+        return dataclasses.replace(model, forward_rates=slow, calibrated=True) if measured else model
+
+    monkeypatch.setattr(import_module("ce_fx.rewrite"), "time_model", by_need)
+    clock(1.0, 0.5)
+    model = torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU(), layer())
+    with torch.no_grad():
+        first, second = ce_fx.audit(model, (torch.randn(X),), tune=True).layers
+    assert measured and second.measured
+    assert first.reason == "one convolution" and first.time_before > 1
