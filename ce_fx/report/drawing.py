@@ -11,7 +11,10 @@ from ce_fx.report.units import number_of
 
 _RADIUS = 15  # of a tensor
 _LEG = 34  # length of an open index, from the rim
-_LABEL = 12  # characters of a name
+_LABEL = 22  # characters of a name, at most
+_CHARACTER = 6.2  # width of one, about
+
+_LEANS = 0.4  # how far an open line goes to a side, from which its label stands beside its end, not above or below
 
 Point = tuple[float, float]
 
@@ -31,10 +34,9 @@ def network(product: Product, numbered: bool = False) -> str:
     middle = (0.0, 0.0)
     places = [_on_circle(middle, ring, pi + 2 * pi * n / count) for n in range(count)]
     joined = _joined_at(product) if numbered else {}
-    ends: list[Point] = []
     lines: list[str] = []
     dots: list[str] = []
-    texts: list[str] = []
+    texts: list[tuple[Point, str, str]] = []
     for (holders, is_open, slid), letters in _groups(product).items():
         kind = "slid" if slid else "index"
         text = " ".join(_sized(product, letter) for letter in letters)
@@ -43,30 +45,47 @@ def network(product: Product, numbered: bool = False) -> str:
         here = [places[n] for n in holders]
         if len(holders) == 2 and not is_open:
             lines.append(_line(here[0], here[1], kind))
-            texts.append(_text(_beside(here[0], here[1], offset=9), text, "letters"))
+            texts.append((_beside(here[0], here[1], offset=9), text, "letters"))
             continue
         if len(holders) == 1:
             end = _outward(here[0], middle, _RADIUS + _LEG, ring, bend=0.5 if slid else 0.0)
-            ends.append(end)
             lines.append(_line(here[0], end, kind))
-            texts.append(_text(_outward(end, here[0], -9, 1), text, "letters"))
+            lean = (end[0] - here[0][0]) / (_RADIUS + _LEG)
+            side = " end" if lean < -_LEANS else " start" if lean > _LEANS else ""
+            x, y = _outward(end, here[0], 5 if side else 9, 1)
+            texts.append(((x, y + 4), text, f"letters{side}"))
             continue
-        hub = _hub(here, middle, len(dots))
+        hub = _hub(here, len(dots))
         lines += [_line(place, hub, kind) for place in here]
         dots.append(f'<circle class="dot{" open" if is_open else ""}" cx="{hub[0]:.1f}" cy="{hub[1]:.1f}" r="4"/>')
-        texts.append(_text((hub[0], hub[1] - 8), f"{text} →" if is_open else text, "letters"))
+        text = f"{text} →" if is_open else text
+        away = hub[0] - sum(x for x, _ in here) / len(here) if len(here) == 2 else 0.0
+        side = " end" if away < -_LEANS * 18 else " start" if away > _LEANS * 18 else ""
+        shift = {" end": (-8, 4), " start": (8, 4), "": (0, -8)}[side]
+        texts.append(((hub[0] + shift[0], hub[1] + shift[1]), text, f"letters{side}"))
     nodes = []
-    for operand, (x, y) in zip(product.operands, places, strict=True):
+    names = _briefs([operand.name for operand in product.operands])
+    for operand, name, (x, y) in zip(product.operands, names, places, strict=True):
         shape = "weight" if operand.weight else "value"
         title = f"<title>{escape(operand.name)}: {escape(' '.join(operand.letters))}</title>"
         nodes.append(f'<g>{title}<circle class="{shape}" cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS}"/></g>')
         below = _RADIUS + 13 if y > -1 else -_RADIUS - 6  # on the outer side, where few lines are
-        texts.append(_text((x, y + below), _brief(operand.name), "name"))
-    margins = _RADIUS + 40, _RADIUS + 22  # of a label, to the sides and up and down
-    left, top = (min(point[axis] for point in (*places, *ends)) - margins[axis] for axis in (0, 1))
-    right, bottom = (max(point[axis] for point in (*places, *ends)) + margins[axis] for axis in (0, 1))
-    box = left, top, right - left, bottom - top
-    return _svg(box, [*lines, *dots, *nodes, *texts], f"tensor network {product.expression}")
+        texts.append(((x, y + below), name, "name"))
+    drawn = [_text(*text) for text in texts]
+    return _svg(_box(places, texts), [*lines, *dots, *nodes, *drawn], f"tensor network {product.expression}")
+
+
+def _box(places: Sequence[Point], texts: Sequence[tuple[Point, str, str]]) -> tuple[float, float, float, float]:
+    """Left, top, width and height of tensors and texts, with a margin."""
+    sides = [x + side * _RADIUS for x, _ in places for side in (-1, 1)]
+    levels = [y + side * _RADIUS for _, y in places for side in (-1, 1)]
+    for (x, y), text, kind in texts:
+        width = _CHARACTER * len(text)
+        left = x - (width if kind.endswith(" end") else 0 if kind.endswith(" start") else width / 2)
+        sides += [left, left + width]
+        levels += [y - 11, y + 4]
+    left, top = min(sides) - 6, min(levels) - 6
+    return left, top, max(sides) + 6 - left, max(levels) + 6 - top
 
 
 def tree(product: Product) -> str:
@@ -75,8 +94,10 @@ def tree(product: Product) -> str:
     if not product.steps:
         return ""
     order = list(_leaves(product, count + len(product.steps) - 1))
+    names = _briefs([operand.name for operand in product.operands])
+    labels = {n: f"{names[n]} {''.join(product.operands[n].letters)}" for n in order}
     y = {n: 22.0 + 34 * place for place, n in enumerate(order)}
-    x = dict.fromkeys(order, 110.0)
+    x = dict.fromkeys(order, 16 + _CHARACTER * max(map(len, labels.values())))
     lines, nodes = [], []
     most = max(step.flops for step in product.steps) or 1
     for number, step in enumerate(product.steps):
@@ -97,8 +118,7 @@ def tree(product: Product) -> str:
         kind = "weight" if operand.weight else "value"
         title = f"<title>{escape(operand.name)}</title>"
         nodes.append(f'<g>{title}<circle class="{kind}" cx="{x[n]:.1f}" cy="{y[n]:.1f}" r="5"/></g>')
-        label = f"{_brief(operand.name)} {''.join(operand.letters)}"
-        nodes.append(_text((x[n] - 10, y[n] + 4), label, "name end"))
+        nodes.append(_text((x[n] - 10, y[n] + 4), labels[n], "name end"))
     width, height = max(x.values()) + 40, 22 + 34 * count
     return _svg((0.0, 0.0, width, height), [*lines, *nodes], f"order of evaluation of {product.expression}")
 
@@ -151,12 +171,20 @@ def _sized(product: Product, letter: str) -> str:
     return f"{letter}={'/'.join(map(str, product.sizes[letter]))}"
 
 
-def _brief(name: str) -> str:
-    """The end of a module path, which tells tensors of one layer apart."""
-    last = name.rpartition("(")[2].rstrip(")") if "(" in name else name
-    parts = last.split(".")
-    short = parts[-1] if len(parts) < 2 or parts[-1] not in ("weight", "bias") else ".".join(parts[-2:])
-    return short if len(short) <= _LABEL else f"…{short[1 - _LABEL :]}"
+def _briefs(names: Sequence[str]) -> list[str]:
+    """The ends of module paths, as much of them as tells the tensors of one product apart."""
+    inside = [name.rpartition("(")[2].rstrip(")") if "(" in name else name for name in names]
+    paths = {name: name.split(".") for name in inside}
+
+    def end(name: str, count: int) -> str:
+        return ".".join(paths[name][-count:])
+
+    briefs = {}
+    for name, parts in paths.items():
+        counts = range(1 + (parts[-1] in ("weight", "bias")), len(parts) + 1)
+        alone = (n for n in counts if all(end(name, n) != end(other, n) for other in paths if other != name))
+        briefs[name] = end(name, next(alone, len(parts)))
+    return [one if len(one) <= _LABEL else f"…{one[1 - _LABEL :]}" for one in (briefs[name] for name in inside)]
 
 
 def _on_circle(middle: Point, radius: float, angle: float) -> Point:
@@ -164,13 +192,11 @@ def _on_circle(middle: Point, radius: float, angle: float) -> Point:
 
 
 def _outward(place: Point, middle: Point, length: float, ring: float, bend: float = 0.0) -> Point:
-    """A point further from (or, with a negative length, beyond) the middle, turned by an angle."""
+    """A point further from the middle, turned by an angle."""
     dx, dy = place[0] - middle[0], place[1] - middle[1]
     size = hypot(dx, dy)
     if size < 1e-6 or not ring:
         dx, dy, size = -1.0, -0.6, hypot(1.0, 0.6)
-    if length < 0:
-        length = -length
     dx, dy = dx / size, dy / size
     dx, dy = dx * cos(bend) - dy * sin(bend), dx * sin(bend) + dy * cos(bend)
     return place[0] + length * dx, place[1] + length * dy
@@ -183,8 +209,13 @@ def _beside(a: Point, b: Point, offset: float) -> Point:
     return (a[0] + b[0]) / 2 + offset * dy / size, (a[1] + b[1]) / 2 - offset * dx / size + 3
 
 
-def _hub(places: Sequence[Point], middle: Point, number: int) -> Point:
-    """Where a line of several ends meets: their middle, each a little apart from the ones before."""
+def _hub(places: Sequence[Point], number: int) -> Point:
+    """Where a line of several ends meets: their middle, each a little apart from the ones before.
+
+    That of two tensors is beside the straight line between them, which other indices may take.
+    """
+    if len(places) == 2:
+        return _beside(places[0], places[1], offset=-18 - 8 * (number % 2))
     x, y = (sum(place[axis] for place in places) / len(places) for axis in (0, 1))
     return x + 16 * cos(2.4 * number) * (number > 0), y + 16 * sin(2.4 * number) * (number > 0) - 6
 

@@ -5,6 +5,7 @@ The template escapes whatever it is given; the drawings, the style sheet and the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata, resources
@@ -21,6 +22,7 @@ from ce_fx.report.units import memory, number_of, ratio, seconds
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
     from ce_fx.report.report import Report
 
@@ -52,7 +54,19 @@ def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["in_parts"] = _in_parts
     return environment.from_string(_asset("page.html.jinja"))
+
+
+_DOT = re.compile(r"\.(?!\d)|(?<!\d)\.")
+"""A dot of a module path, not of a number."""
+
+
+def _in_parts(text: str) -> Markup:
+    """A text whose module paths may break behind their dots."""
+    from markupsafe import Markup, escape
+
+    return Markup(_DOT.sub(".<wbr>", str(escape(text))))
 
 
 def _asset(name: str) -> str:
@@ -126,11 +140,15 @@ def _cell(text: str, value: str, kind: str = "", share: float | None = None) -> 
     return {"text": text, "value": value, "kind": kind, "share": share}
 
 
+_KNOWN = {"m": "measured", "p": "predicted", "m+p": "measured and predicted"}
+"""How times are known, by their mark."""
+
+
 def _cards(layers: Sequence[LayerReport]) -> list[dict[str, Any]]:
     """FLOPs, time and the largest intermediate before and after, with bars."""
     whole = Line("", "", "", tuple(layers))
-    names = "FLOPs", "time", "largest intermediate"
-    texts = whole.work, [seconds(time, whole.mark) for time in whole.seconds], [memory(peak) for peak in whole.peaks]
+    names = "FLOPs", f"time, {_KNOWN[whole.mark]}" if whole.mark else "time", "largest intermediate"
+    texts = whole.work, [seconds(time) for time in whole.seconds], [memory(peak) for peak in whole.peaks]
     cards = []
     for name, (was, now), pair in zip(names, texts, _PAIRS, strict=True):
         gain = ratio(*pair(whole))

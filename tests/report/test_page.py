@@ -1,17 +1,18 @@
 """The page: well-formed, self-contained, escaped; and in a real browser, where there is one."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from ce_fx.report import Report
-from ce_fx.report.drawing import bar, network, tree
+from ce_fx.report.drawing import _briefs, bar, network, tree
 from ce_fx.report.product import Operand, Product
 from tests.report.browser import CHROMIUM, DRIVER, browser
 from tests.report.made import LAYERS, PLAN, REPORT, TERM, A, B, X, rewritten, same
 
-VOID = {"meta", "link", "br", "circle", "rect", "line", "path"}
+VOID = {"meta", "link", "br", "wbr", "circle", "rect", "line", "path"}
 
 
 class Reader(HTMLParser):
@@ -82,7 +83,7 @@ def test_every_plan_is_drawn_once_and_linked(page):
     bars = [one["aria-label"] for one in reader.all("svg") if one["class"] == "bar"]
     assert bars[3:6] == [
         "FLOPs: 182.6 M → 64.23 M",
-        "time: 4 ms m → 2 ms m",
+        "time, measured: 4 ms → 2 ms",
         "largest intermediate: 2.6 MB → 200 kB",
     ]
 
@@ -130,6 +131,18 @@ def test_a_network_has_a_node_for_each_tensor_and_a_line_for_each_shared_index()
     text = "".join(reader.text)
     assert "r=2" in text and "s=64" in text and "h=56/3 w=56/3" in text
     assert "(2) r=2" in "".join(read(network(PLAN, numbered=True)).text)
+
+
+def test_names_are_as_long_as_it_takes_to_tell_them_apart():
+    adapter = ["base.conv.lora_A.default.weight", "base.conv.lora_B.default.weight", "base.conv.base_layer.weight"]
+    assert _briefs(adapter) == ["lora_A.default.weight", "lora_B.default.weight", "base_layer.weight"]
+    assert _briefs(["x", "net.0.weight", "f(net.1.factor)", "x"]) == ["x", "0.weight", "factor", "x"]
+    assert _briefs(["a" * 40]) == ["…" + "a" * 21]
+
+
+def test_module_paths_may_break_and_numbers_may_not():
+    page = replace(REPORT, layers=(replace(LAYERS[1], name="a.0.b", reason="1.36x as b.c"),)).to_html()
+    assert ">a.<wbr>0.<wbr>b</a>" in page and "1.36x as b.<wbr>c" in page
 
 
 def test_a_drawing_is_as_large_as_what_is_drawn():
