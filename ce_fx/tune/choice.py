@@ -7,10 +7,11 @@ The two stages are those of autotuners that draft by a cost model and verify by 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -210,37 +211,59 @@ def _quiet(attempt: Callable[[], Race]) -> Race | None:
 def with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]) -> Candidate:
     """The same order with its heavy steps evaluated in the ways that are fastest by the clock."""
     device = problem.leaves[0].device
+    settled: set[_Change] = set()
     for _ in range(_ROUNDS):  # the first finds the change that matters most, the next ones what is left
-        variants = list(islice(_variants(problem, best), _VARIANTS))
+        variants = list(islice(_variants(problem, best, settled), _VARIANTS))
         if not variants:
             return best
-        runners = [run_of(forward_of(problem, one.module, leaves), leaves) for one in (best, *variants)]
+        runners = [run_of(forward_of(problem, one.module, leaves), leaves) for one in (best, *(v for _, v in variants))]
         result = race(runners, device, _BUDGET)
         if result.noise > _NOISE or result.gains[result.winner] < _TIE:
             return best
-        best = variants[result.winner - 1]
+        taken, best = variants[result.winner - 1]
+        if taken is None:
+            settled.clear()  # in another memory format every way may be another matter
+        else:
+            timed = zip(variants, result.gains[1:], strict=True)
+            settled |= {way for (way, _), gain in timed if way and (gain * _TIE < 1 or way[:2] == taken[:2])}
     return best
 
 
-def _variants(problem: Problem, base: Candidate) -> Iterator[Candidate]:
+_Change: TypeAlias = tuple[int, int, str]
+"""The number of a product, the operands of a step's result, the way that the step takes."""
+
+
+def _variants(
+    problem: Problem, base: Candidate, settled: Collection[_Change] = ()
+) -> Iterator[tuple[_Change | None, Candidate]]:
     """The candidate in the other memory format, with all steps in usual ways, or with one heavy step in another way.
 
     The most promising first, by the time model, which knows nothing of memory formats.
+
+    Args:
+        problem: the region.
+        base: what is changed.
+        settled: ways that need no other look.
+
+    Yields:
+        (what was changed, None for a whole plan; the candidate).
     """
-    changes: list[tuple[float, int, Plan]] = []
+    changes: list[tuple[float, int, Plan, _Change | None]] = []
     for number, plan in enumerate(base.plans):
         images = has_images(plan.network) and problem.memory_limit is None
         for last in (plan.channels_last, not plan.channels_last) if images else (plan.channels_last,):
             for ways in (plan.ways, {}):
                 other = replace(plan, channels_last=last, ways=ways)
-                if other != plan and (-inf, number, other) not in changes:
-                    changes.append((-inf, number, other))
+                if other != plan and (-inf, number, other, None) not in changes:
+                    changes.append((-inf, number, other, None))
         for subset, way, seconds in other_ways(problem, plan):
-            changes.append((seconds, number, replace(plan, ways={**plan.ways, subset: way})))
-    for _, number, changed in sorted(changes, key=lambda change: change[:2]):
+            if (number, subset, way) not in settled:
+                changed = replace(plan, ways={**plan.ways, subset: way})
+                changes.append((seconds, number, changed, (number, subset, way)))
+    for _, number, changed, change in sorted(changes, key=lambda each: each[:2]):
         try:
             plans = [changed if n == number else plan for n, plan in enumerate(base.plans)]
-            yield candidate_of(problem, base.program, plans)
+            yield change, candidate_of(problem, base.program, plans)
         except LoweringError as error:
             log.debug("a way of %s has no exact form: %s", problem.expression, error)
 

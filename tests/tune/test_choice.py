@@ -122,10 +122,35 @@ def test_no_change_is_tried_twice(clock, monkeypatch):
     clock(2e-3, 1e-3)
     tried = []
     variants = choice._variants
-    monkeypatch.setattr(choice, "_variants", lambda *given: (tried.append(v.plans) or v for v in variants(*given)))
+    monkeypatch.setattr(choice, "_variants", lambda *given: (tried.append(v[1].plans) or v for v in variants(*given)))
     monkeypatch.setattr(choice, "_ROUNDS", 1)
     report_of(layer())
     assert len(tried) > 1 and all(tried.count(plans) == 1 for plans in tried)
+
+
+def test_a_way_that_was_slower_is_not_tried_again(monkeypatch):
+    """Memory formats are, for they go with the ways."""
+    rounds = []
+    variants = choice._variants
+
+    def spy(*given):
+        rounds.append([])
+        for change, one in variants(*given):
+            rounds[-1].append(change)
+            yield change, one
+
+    def race(runs, device, budget):
+        """The last one is fastest, the others are slower than the first."""
+        seconds = [1.0, *[1.5] * (len(runs) - 2), 0.5]
+        return Race(tuple(seconds), 0.0, tuple(seconds[0] / one for one in seconds))
+
+    monkeypatch.setattr(choice, "_variants", spy)
+    monkeypatch.setattr(choice, "race", race)
+    report_of(layer())
+    first, second = rounds[:2]
+    ways = [change for change in first if change is not None]
+    assert first[-1] is ways[-1] and len(ways) > 2
+    assert None in second and not set(ways) & set(second)
 
 
 def test_true_times_whatever_the_prediction(clock, monkeypatch):
