@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ce_fx.cli import audit, calibrate, demo, explain
 from ce_fx.cli.mistake import Bug, Mistake, one_line
@@ -58,9 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if bad_input else 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that tells a mistake in one line, as everything else here does; the parsers of commands are like it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    whole = argparse.ArgumentParser(
+    whole = _Parser(
         prog="ce-fx", description="Find a better way to evaluate the multilinear stretches of PyTorch models."
     )
     commands = whole.add_subparsers(required=True, title="commands")

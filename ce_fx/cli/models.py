@@ -208,7 +208,9 @@ def _loaded(made: Any, word: str) -> Loaded:
         (*made, None, None)[:3] if isinstance(made, tuple) and 1 <= len(made) <= 3 else (made, None, None)
     )
     if not isinstance(model, torch.nn.Module):
-        raise Mistake(f"{word} gave a {type(made).__name__}, no torch.nn.Module; a factory gives the model")
+        raise Mistake(
+            f"{word} gave something of class {type(made).__name__}, no torch.nn.Module; a factory gives the model"
+        )
     if args is not None and not isinstance(args, Sequence):
         args = (args,)
     return Loaded(model, None if args is None else tuple(args), dict(kwargs or {}))
