@@ -9,6 +9,7 @@ from torch import nn
 import ce_fx
 from benchmarks.doors_models import Conformer
 from benchmarks.paper import __main__ as paper
+from benchmarks.paper import decomposed
 from benchmarks.paper.cells import Cell, Settings, written_bytes
 from benchmarks.paper.nets import ResNet
 from benchmarks.paper.orders import checkpointed, left_to_right, rebuilt
@@ -263,3 +264,13 @@ def test_a_kept_cell_is_measured_again_for_ways_that_it_lacks(tmp_path, capsys):
     assert third == second
     with pytest.raises(SystemExit, match="leave nothing"):
         paper.main([*common, "--forms", "nonesuch"])
+
+
+def test_a_trained_network_is_decomposed(capsys):
+    pytest.importorskip("sklearn")
+    only = ["--forms", "cp", "rtt", "--rates", "50", "--epochs", "2", "--mend", "1"]
+    rows = decomposed.main(only)
+    assert [row[:2] for row in rows] == [["cp", "50 %"], ["rtt", "50 %"]]
+    assert all(0 < float(error) < 1 for row in rows for error in row[3].split(", "))
+    assert all(0.2 < float(share) <= 1 for row in rows for share in row[4:])
+    assert "dense: accuracy" in capsys.readouterr().out
