@@ -26,6 +26,7 @@ from ce_fx.plan.network import Operand
 from ce_fx.plan.path_info import step_lines
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.time_model import TimeModel
+from ce_fx.sizes import symbol
 from ce_fx.tune.candidates import Problem, as_written, candidates
 from ce_fx.tune.choice import Choice, by_prediction, can_be_timed, choose, kept_as_written
 from ce_fx.tune.cost import Cost, cost_of
@@ -214,7 +215,7 @@ def _alternatives(problem: Problem, region: Region, choice: Choice) -> Alternati
     """As written, as chosen and the best others, as functions of the sizes."""
     rivals = choice.rivals or candidates(problem)
     shapes = [op.meta["val"].shape for op in (*region.carriers, *region.ops)]
-    sizes = {str(size): size for shape in shapes for size in shape if not isinstance(size, int)}
+    sizes = {symbol(size): size for shape in shapes for size in shape if not isinstance(size, int)}
     elsewhere = [planned_at(problem, sizes, factor) for factor in (1 / 8, 8)]
     others = [one for one in (*rivals, *elsewhere) if one is not None and one is not choice.candidate]
     ways = [choice.candidate, *others] if choice.candidate is not None else others

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
+from math import prod
 from typing import Any
+
+_TIMES = "·"
+"""Between the factors of a symbolic size; torch never prints it."""
 
 _ASSUMED: ContextVar[tuple[Mapping[Any, Any], dict[Any, int]] | None] = ContextVar("ce_fx_sizes", default=None)
 
@@ -33,8 +39,50 @@ def hint(size: Any) -> int:
 
 
 def symbol(size: Any) -> str:
-    """The name of a symbolic size; "" for a number, and for a size that a guard has fixed by now."""
-    return "" if isinstance(size, int) or size.node.expr.is_number else str(size)
+    """The name of a symbolic size: its factors, "2·s0·s1", a number first; "" for a number, or one fixed by a guard."""
+    return "" if isinstance(size, int) else _symbol(size.node.expr)
+
+
+def size_or_symbol(size: Any) -> int | str:
+    """A number, or the name of a symbolic size."""
+    return size if isinstance(size, int) else symbol(size) or hint(size)
+
+
+def factors(name: str) -> tuple[int, Counter[str]]:
+    """The number and the symbols whose product a symbolic size is: of "2·s0·s0", 2 and s0 twice."""
+    parts = name.split(_TIMES)
+    numbers = [part for part in parts if part.isdecimal()]
+    return prod(map(int, numbers)), Counter(part for part in parts if part not in numbers)
+
+
+def product(sizes: Iterable[int | str]) -> int | str:
+    """The product of numbers and of names of symbolic sizes."""
+    number, names = 1, Counter[str]()
+    for size in sizes:
+        times, more = (size, Counter[str]()) if isinstance(size, int) else factors(size)
+        number, names = number * times, names + more
+    return _TIMES.join([*[str(number)] * (number != 1), *sorted(names.elements())]) if names else number
+
+
+@lru_cache(maxsize=10_000)
+def _symbol(expression: Any) -> str:
+    """The name of a sympy expression; what is no product is a factor by itself."""
+    import sympy
+    from torch.utils._sympy.functions import FloorDiv
+
+    def quotient(a: Any, b: Any) -> Any:
+        exact = sympy.cancel(a / b)
+        return exact if sympy.fraction(sympy.together(exact))[1] == 1 else FloorDiv(a, b)
+
+    size = sympy.factor(expression.replace(FloorDiv, quotient))
+    if size.is_number:
+        return ""
+    parts: list[int | str] = []
+    for base, power in (part.as_base_exp() for part in sympy.Mul.make_args(size)):
+        if not power.is_Integer or power < 0 or (base.is_number and not base.is_Integer) or base.is_negative:
+            return str(size)
+        parts += [int(base) if base.is_Integer else str(base)] * int(power)
+    return str(product(parts))
 
 
 @contextmanager

@@ -53,6 +53,31 @@ class Adapted(nn.Module):
         return (self.w(x) + self.b(self.a(x))).relu()
 
 
+class Flattened(nn.Module):
+    """Strips over an image, and pointwise steps over its positions in one axis, as tensorly-torch and SegFormer do."""
+
+    def __init__(self, rank=32):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(8, rank, 1, bias=False), nn.Linear(rank, 8)
+        self.h = nn.Conv2d(rank, rank, (3, 1), padding=(1, 0), bias=False)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        y = self.h(self.a(x.reshape(b, c, -1)).view(b, -1, h, w))
+        return self.b(y.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(b, 8, h, -1).relu()
+
+
+class Rows(nn.Module):
+    """Linear layers over all tokens of all sequences."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 64, bias=False), nn.Linear(64, 16, bias=False)
+
+    def forward(self, x):
+        return self.b(self.a(x.reshape(-1, 16))).view(x.shape[0], -1, 16).relu()
+
+
 def check(model, fast, shape, grad=True):
     """Equal values, strides and gradients of inputs and weights."""
     x = torch.randn(shape, dtype=torch.float64, requires_grad=grad)
@@ -78,6 +103,9 @@ CASES = {
     "strides": (Factorised2d(stride=2), [(2, 8, 12, 9), (3, 8, 17, 14), (2, 8, 33, 6), (2, 8, 7, 4)]),
     "length": (Factorised1d(), [(8, 16, 30), (8, 16, 41), (9, 16, 12), (30, 16, 5), (50, 16, 4)]),
     "causal": (Factorised1d(causal=True), [(8, 16, 30), (8, 16, 41), (9, 16, 12), (50, 16, 4)]),
+    "flattened": (Flattened(), [(2, 8, 12, 9), (3, 8, 12, 9), (2, 8, 17, 14), (4, 8, 5, 32)]),
+    "flattened square": (Flattened(), [(2, 8, 12, 12), (3, 8, 15, 15), (2, 8, 12, 20), (2, 8, 9, 9)]),
+    "rows": (Rows(), [(2, 10, 16), (3, 10, 16), (3, 7, 16), (5, 31, 16)]),
     "tokens": (Adapted(), [(2, 10, 64), (3, 10, 64), (3, 7, 64), (5, 31, 64)]),
 }
 
@@ -92,6 +120,17 @@ def test_any_size_is_right(name, dynamic):
     assert rewritten(fast) or dynamic  # at a hint of 2 positions there may be nothing to gain
     assert not ce_fx.report(fast).mismatches
     assert len(ce_fx.graph_modules(fast)) <= 4  # one for a size that is fixed at first, and new plans for other sizes
+
+
+@pytest.mark.parametrize("name", ["flattened", "flattened square", "rows"])
+def test_axes_of_symbolic_sizes_are_merged_and_parted(name):
+    """All steps are one region: a product of sizes, and the quotient of one, is known for what it is."""
+    model, (first, *shapes) = CASES[name]
+    fast = ce_fx.optimize(model.double(), objective="flops", tune=False, dynamic=True)
+    for shape in (first, *shapes):
+        check(model, fast, shape)
+    (row,) = rewritten(fast)
+    assert len([layer for layer in ce_fx.report(fast).layers if layer.flops_before]) == 1, row
 
 
 @pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])

@@ -6,11 +6,13 @@ with `substitute` wherever the index occurs.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from ce_fx.algebra.expression import substitute_axis
 from ce_fx.algebra.index import Axes, Axis, Index, axis_size, flat
+from ce_fx.sizes import factors
 
 Table: TypeAlias = dict[Index, Axis]
 Fresh: TypeAlias = Callable[[str, int], Index]
@@ -26,7 +28,7 @@ def regroup(axes: Axes, shape: Sequence[int | str], fresh: Fresh) -> tuple[Table
 
     Args:
         axes: the axes to read.
-        shape: the new sizes: an int, or the symbol of a symbolic size.
+        shape: the new sizes: an int, or the name of a symbolic size, perhaps the product of those of several indices.
         fresh: makes the indices of a split.
 
     Returns:
@@ -38,23 +40,18 @@ def regroup(axes: Axes, shape: Sequence[int | str], fresh: Fresh) -> tuple[Table
     new_axes: list[Axis] = []
     for size in shape:
         axis: list[Index] = []
-        if isinstance(size, str):
-            if not rest or rest[0].symbol != size:
-                return f"the symbolic size {size} is not an axis of its own"
-            axis.append(rest.pop(0))
-            new_axes.append(tuple(axis))
-            continue
-        need = size
-        while need > 1:
+        need, wanted = (size, Counter[str]()) if isinstance(size, int) else factors(size)
+        while need > 1 or wanted:
             if not rest:
                 return f"shape {tuple(shape)} has more elements than the tensor"
             index = rest.pop(0)
-            if index.symbol:
-                return f"the symbolic size {index.symbol} is merged or split"
-            if index.size and need % index.size == 0:
+            times, symbols = factors(index.symbol) if index.symbol else (index.size, Counter[str]())
+            if times and need % times == 0 and symbols <= wanted:
                 axis.append(index)
-                need //= index.size
+                need, wanted = need // times, wanted - symbols
                 continue
+            if index.symbol or wanted:
+                return f"the symbolic size {size if wanted else index.symbol} is merged with another or split"
             if index.size % need or index in repeated:
                 return f"an axis of size {index.size} is split across a boundary of size {need}"
             head, tail = fresh(index.name, need), fresh(index.name, index.size // need)

@@ -32,7 +32,7 @@ from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.region import Region, Regions, most_in_one_product, renumbered, whole_parts, with_leaves
 from ce_fx.lift.registry import RULES, SPLITS, NoTensor, Operands, sizes
 from ce_fx.lift.saved import operands_of, saves
-from ce_fx.sizes import known
+from ce_fx.sizes import known, product
 
 
 def find_regions(graph: Graph, reading: Reading, constant: Collection[Node] = ()) -> Regions:
@@ -205,7 +205,7 @@ class _Growth:
                 result = _visible_write(op, operands, ops, leaves) or result
             if isinstance(result, Refusal):
                 return result
-            if tuple(_shape(result)) != sizes(op.meta["val"]):
+            if _shape(result) != sizes(op.meta["val"]):
                 return Refusal(f"{_name(op)} was read with shape {_shape(result)}, a bug of its rule")
             values[op] = result
         return None
@@ -378,13 +378,9 @@ def _all_parts(ops: Sequence[Node]) -> bool:
     return all(op.target is operator.getitem and op.args[0] is ops[0] for op in ops[1:])
 
 
-def _shape(expression: Expression) -> list[int | str]:
-    """Sizes of the output axes, the symbol where an axis is one symbolic index."""
-    shape: list[int | str] = []
-    for axis, size in zip(expression.axes, expression.shape, strict=True):
-        symbols = [index.symbol for index in axis if index.symbol]
-        shape.append(symbols[0] if symbols and len(axis) == 1 else size)
-    return shape
+def _shape(expression: Expression) -> tuple[int | str, ...]:
+    """Sizes of the output axes, the name where one is symbolic."""
+    return tuple(product(index.symbol or index.size for index in axis) for axis in expression.axes)
 
 
 def _name(op: Node) -> str:

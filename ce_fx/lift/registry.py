@@ -22,7 +22,7 @@ from torch.fx import Node
 from ce_fx.algebra import Axes, Expression, Index, flat, leaf_expression, substitute
 from ce_fx.algebra.derived import Derived
 from ce_fx.lift.refusal import Refusal
-from ce_fx.sizes import hint
+from ce_fx.sizes import hint, size_or_symbol, symbol
 
 Rule: TypeAlias = "Callable[[Node, Operands], Expression | Refusal]"
 
@@ -78,7 +78,7 @@ class Operands:
     def sized(self, name: str, size: Any) -> Index:
         """A new index of a size that may be symbolic."""
         index = self.fresh(name, hint(size))
-        return index if isinstance(size, int) else Index(index.name, index.size, str(size))
+        return index if isinstance(size, int) else Index(index.name, index.size, symbol(size))
 
     def tensor(self, arg: Any) -> Expression:
         """The expression of a tensor operand. A leaf gets indices of its own each time it is asked for."""
@@ -149,4 +149,4 @@ def fake_of(arg: Any) -> torch.Tensor:
 
 def sizes(fake: torch.Tensor) -> tuple[int | str, ...]:
     """The shape of a fake tensor, symbolic sizes as their symbols."""
-    return tuple(size if isinstance(size, int) else str(size) for size in fake.shape)
+    return tuple(map(size_or_symbol, fake.shape))

@@ -21,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_tru
 
 from ce_fx.capture.reading import Reading, read
 from ce_fx.lower.value import LoweringError
-from ce_fx.sizes import hint
+from ce_fx.sizes import hint, size_or_symbol
 
 
 def is_symbolic(tensor: Tensor) -> bool:
@@ -78,9 +78,16 @@ def read_for_any_size(module: GraphModule, leaves: Sequence[Tensor], output: Ten
     (last,) = module.graph.output_node().all_input_nodes
     result = reading.fakes[last]
     pairs = zip((*result.shape, *result.stride()), (*output.shape, *output.stride()), strict=True)
-    if result.ndim != output.ndim or not all(statically_known_true(a == b) for a, b in pairs):
+    if result.ndim != output.ndim or not all(
+        size_or_symbol(a) == size_or_symbol(b) or statically_known_true(a == b) for a, b in pairs
+    ):
         raise LoweringError(f"the plan would give {_layout(result)}, not {_layout(output)}")
     return reading
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two sizes are known to be equal: torch does not simplify the quotient of a product."""
+    return size_or_symbol(a) == size_or_symbol(b) or statically_known_true(a == b)
 
 
 @contextmanager

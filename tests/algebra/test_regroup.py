@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ce_fx.algebra import Axes, Axis, Index, substitute_axes
 from ce_fx.algebra.regroup import regroup, unify
+from ce_fx.sizes import product
 
 
 def fresh_from(numbers: count):
@@ -122,3 +123,29 @@ def test_unify_refuses_what_has_no_common_split():
     )
     twice = (Index("a", 2), Index("a", 2))
     assert "twice" in unify(twice, axes_of((4,), "r"), fresh_from(count()))
+
+
+NAMED = st.lists(st.sampled_from(["s0", "s1", "s2", 2, 3, 6]), min_size=1, max_size=5)
+
+
+@given(st.data())
+def test_symbolic_axes_are_merged_and_parted_where_their_sizes_say_so(data):
+    """A shape whose axes are runs of indices gives these runs; one that parts a symbol is refused."""
+    sizes = data.draw(NAMED)
+    indices = [Index(f"x{n}", *((7, size) if isinstance(size, str) else (size, ""))) for n, size in enumerate(sizes)]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sizes)), max_size=3)))
+    runs = [tuple(indices[a:b]) for a, b in zip([0, *cuts], [*cuts, len(sizes)], strict=True)]
+    shape = [product(index.symbol or index.size for index in run) for run in runs]
+    axes = tuple((index,) for index in indices)
+    assert regroup(axes, shape, fresh_from(count())) == ({}, tuple(runs))
+    assert regroup(tuple(runs), sizes, fresh_from(count())) == ({}, axes)
+    wrong = [*shape, "s3"]
+    assert "more elements" in regroup(axes, wrong, fresh_from(count()))
+
+
+def test_a_symbolic_axis_is_not_parted():
+    b = Index("b", 7, "s0·s1")
+    assert regroup(((b,),), ["s0·s1"], fresh_from(count())) == ({}, ((b,),))
+    assert "the symbolic size s0 is" in regroup(((b,),), ["s0", "s1"], fresh_from(count()))
+    assert "the symbolic size s0·s1 is" in regroup(((b,),), [7], fresh_from(count()))
+    assert "the symbolic size s0 is" in regroup(((Index("a", 4), b),), ["s0", 4, "s1"], fresh_from(count()))
