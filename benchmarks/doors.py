@@ -61,7 +61,7 @@ class Cell:
         graphs: how many were captured, over all sizes.
         gain: times faster than as written, or behind the backend than the inner backend alone.
         first: seconds of the first call, and of the inner backend's own.
-        reason: what went wrong.
+        reason: what went wrong, with us or, where it passed, with the inner backend alone.
     """
 
     model: str
@@ -119,19 +119,22 @@ def measure(one: Doored, door: str, mode: str, rounds: int) -> Cell:
         trues = [results(exact, exact, [x.double() for x in inputs], double) for inputs in given]
         errors = [error_of(results(run, model, x, mode), true) for x, true in zip(given, trues, strict=True)]
         graphs = counters["stats"]["unique_graphs"]
-        rival, alone = written, None
+        rival, alone, failed = written, None, ""
         if door != "optimize":
             rival = torch.compile(written, backend=door, dynamic=True if mode == "dynamic" else None)
-            with fresh_cache():  # else it would find what was compiled for us
-                alone = first_call(rival, written, given[0], mode)
+            try:
+                with fresh_cache():  # else it would find what was compiled for us
+                    alone = first_call(rival, written, given[0], mode)
+            except Exception as error:  # torch's own, of the model as written
+                rival, failed = written, f"{door} alone fails: {type(error).__name__}"
         own = [error_of(results(rival, written, x, mode), true) for x, true in zip(given, trues, strict=True)]
         ours, theirs = (partial(results, *pair, given[0], mode) for pair in ((run, model), (rival, written)))
-        gain = compare({"theirs": theirs, "ours": ours}, rounds).gain("ours", "theirs")
+        gain = None if failed else compare({"theirs": theirs, "ours": ours}, rounds).gain("ours", "theirs")
     if mode == "train":
         errors, own = [min(errors)], [min(own)]
     bars = [max(WORSE * each, 0.0 if mode == "bf16" else ROUNDED) for each in own]
     off = [f"error {error:.1e} above {bar:.1e}" for error, bar in zip(errors, bars, strict=True) if error > bar]
-    return Cell(one.name, door, mode, max(errors), not off, graphs, gain, (first, alone), "; ".join(off))
+    return Cell(one.name, door, mode, max(errors), not off, graphs, gain, (first, alone), "; ".join(off) or failed)
 
 
 def first_call(run: Run, model: nn.Module, inputs: Sequence[Tensor], mode: str) -> float:
@@ -169,7 +172,7 @@ def text_of(cell: Cell | None) -> str:
     gain = "" if cell.gain is None else f", {cell.gain:.2f}x"
     ours, alone = cell.first
     first = f"{ours:.0f} s ({alone:.0f} s)" if alone is not None else f"{ours:.1f} s"
-    return f"pass, {cell.graphs}{gain}, {first}"
+    return ", ".join(filter(None, [f"pass, {cell.graphs}{gain}", first, cell.reason]))
 
 
 def table(cells: Sequence[Cell]) -> str:

@@ -57,6 +57,21 @@ def test_what_a_door_raises_is_its_reason(monkeypatch):
     assert not cell.passed and cell.reason == "RuntimeError: no such door"
 
 
+def test_an_inner_backend_that_fails_alone_is_no_failure_of_ours(monkeypatch):
+    calls = []
+
+    def fails_later(run, model, inputs, mode):
+        calls.append(run)
+        if len(calls) > 1:
+            raise ArithmeticError("torch's own")
+        return 1.0
+
+    monkeypatch.setattr(doors, "first_call", fails_later)
+    cell = attempt(SMALL, "eager", "eval", 1)
+    assert cell.passed and cell.gain is None and cell.reason == "eager alone fails: ArithmeticError"
+    assert "pass, 1, 1.0 s, eager alone fails: ArithmeticError" in table([cell])
+
+
 def test_errors_are_relative_by_norm_and_the_worst_counts():
     one = torch.ones(4, dtype=torch.float64)
     assert error_of([one * 1.5], [one]) == pytest.approx(0.5)
