@@ -7,7 +7,6 @@ from torch import nn
 from benchmarks import doors
 from benchmarks.doors import Cell, attempt, calibrated_only, error_of, table
 from benchmarks.doors_models import Doored, models
-from benchmarks.table import own_cache
 
 
 def chain():
@@ -18,10 +17,8 @@ SMALL = Doored("chain", chain, (((48, 12),), ((20, 12),), ((31, 12),)))
 
 
 @pytest.fixture(autouse=True)
-def cache():
-    with own_cache():
-        (doors.folder()).mkdir(exist_ok=True)
-        yield
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CE_FX_CACHE_DIR", str(tmp_path))
 
 
 @pytest.mark.parametrize("mode", doors.MODES)
