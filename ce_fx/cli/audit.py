@@ -26,7 +26,7 @@ SUFFIXES = {".txt": "text", ".md": "md", ".csv": "csv", ".json": "json", ".html"
 """The format of a file by the end of its name, where `--format` is not given."""
 
 SORTS = ("graph", "gain", "time", "name")
-"""As `ce_fx.report.lines.SORTS`, whose import would bring torch before it is known whether there is anything to do."""
+"""As `ce_fx.report.lines.SORTS`, whose import would bring half of the package before there is anything to do."""
 
 _TEXT_ONLY = {"sort": "graph", "depth": None, "min_gain": None, "plans": False}
 """Options that shape the text table, with what they are where they are not given; other formats hold everything."""

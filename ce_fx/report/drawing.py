@@ -11,6 +11,7 @@ from ce_fx.report.units import number_of
 
 _RADIUS = 15  # of a tensor
 _LEG = 34  # length of an open index, from the rim
+_ASIDE = 18  # from the straight line between two tensors to a dot beside it
 _LABEL = 22  # characters of a name, at most
 _CHARACTER = 6.2  # width of one, about
 
@@ -60,7 +61,7 @@ def network(product: Product, numbered: bool = False) -> str:
         dots.append(f'<circle class="dot{" open" if is_open else ""}" cx="{hub[0]:.1f}" cy="{hub[1]:.1f}" r="4"/>')
         text = f"{text} →" if is_open else text
         away = hub[0] - sum(x for x, _ in here) / len(here) if len(here) == 2 else 0.0
-        side = " end" if away < -_LEANS * 18 else " start" if away > _LEANS * 18 else ""
+        side = " end" if away < -_LEANS * _ASIDE else " start" if away > _LEANS * _ASIDE else ""
         shift = {" end": (-8, 4), " start": (8, 4), "": (0, -8)}[side]
         texts.append(((hub[0] + shift[0], hub[1] + shift[1]), text, f"letters{side}"))
     nodes = []
@@ -215,7 +216,7 @@ def _hub(places: Sequence[Point], number: int) -> Point:
     That of two tensors is beside the straight line between them, which other indices may take.
     """
     if len(places) == 2:
-        return _beside(places[0], places[1], offset=-18 - 8 * (number % 2))
+        return _beside(places[0], places[1], offset=-_ASIDE - 8 * (number % 2))
     x, y = (sum(place[axis] for place in places) / len(places) for axis in (0, 1))
     return x + 16 * cos(2.4 * number) * (number > 0), y + 16 * sin(2.4 * number) * (number > 0) - 6
 
