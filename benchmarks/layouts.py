@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from math import exp, log
 
 import torch
 from tabulate import tabulate
+from torch import Tensor
 
 import ce_fx
 from benchmarks.cases import convolutions
@@ -28,10 +29,9 @@ from ce_fx.decide import Context, problem_of
 from ce_fx.lift.regions import find_regions
 from ce_fx.lower.emit import LoweringError, has_images
 from ce_fx.options import Options
-from ce_fx.plan.plan import Plan
 from ce_fx.rewrite import weight_only
 from ce_fx.tune.calibrate import time_model
-from ce_fx.tune.candidates import Candidate, Problem, candidate_of, candidates
+from ce_fx.tune.candidates import Candidate, Lowered, Problem, candidates, to_be_timed
 from ce_fx.tune.choice import other_ways, with_better_ways
 from ce_fx.tune.clock import plain_mode
 from ce_fx.tune.race import race
@@ -54,12 +54,16 @@ def problem(module: torch.nn.Module, x: torch.Tensor, train: bool) -> Problem:
             constant=weight_only(gm, [x], reading),
             model=lambda device, dtype, calibrate: time_model(device, dtype, measure=calibrate),
             training=train,
+            ops=reading.ops,
         )
         return problem_of(region, context, calibrate=True)
 
 
-def lowerings(of: Problem, plan: Plan, most: int, rng: random.Random) -> Iterator[Candidate]:
-    """One order in every combination of the ways of its heavy steps and of memory formats."""
+def lowerings(
+    of: Problem, one: Candidate, leaves: Sequence[Tensor], most: int, rng: random.Random
+) -> Iterator[Lowered]:
+    """The order of a candidate in every combination of the ways of its heavy steps and of memory formats."""
+    (plan,) = one.plans
     ways: dict[int, list[str]] = {}
     for subset, way, _ in other_ways(of, replace(plan, ways={})):
         ways.setdefault(subset, [""]).append(way)
@@ -68,19 +72,19 @@ def lowerings(of: Problem, plan: Plan, most: int, rng: random.Random) -> Iterato
     for last, *chosen in every if len(every) <= most else [every[0], *rng.sample(every[1:], most - 1)]:
         given = {subset: way for subset, way in zip(ways, chosen, strict=True) if way}
         try:
-            yield candidate_of(of, [replace(plan, ways=given, channels_last=last)])
+            yield to_be_timed(of, one.program, [replace(plan, ways=given, channels_last=last)], leaves)
         except LoweringError:
             continue
 
 
-def measured(of: Problem, plan: Plan, most: int) -> dict[str, float]:
+def measured(of: Problem, one: Candidate, most: int) -> dict[str, float]:
     """Seconds: the fastest and the slowest of all, the usual one, and the one that ce_fx settles on."""
     device = of.leaves[0].device
     with plain_mode(device), torch.set_grad_enabled(of.training):
         leaves = random_leaves(of)
-        every = list(lowerings(of, plan, most, random.Random(0)))
-        settled = with_better_ways(of, candidate_of(of, [plan]), leaves)
-        runs = [run_of(one.module.forward, leaves) for one in (settled, every[0], *every)]
+        every = list(lowerings(of, one, leaves, most, random.Random(0)))
+        settled = with_better_ways(of, one, leaves)
+        runs = [run_of(each.module.forward, leaves) for each in (settled, every[0], *every)]
         first = race(runs, device, BUDGET)
         best = min(range(len(runs)), key=first.seconds.__getitem__)
         last = race([runs[0], runs[1], runs[best]], device, BUDGET)
@@ -112,9 +116,9 @@ def main() -> None:
                 continue
             of = problem(case.module(), case.input().requires_grad_(given.mode == "train"), given.mode == "train")
             for one in candidates(of)[: given.orders]:
-                (plan,) = one.plans
-                rows.append({"layer": case.name, "order": str(plan.tree), **measured(of, plan, given.most)})
-                print(f"[{len(rows)}] {case.name} {plan.tree}: {rows[-1]['chosen']:.2f}", flush=True)
+                tree = str(one.plans[0].tree)
+                rows.append({"layer": case.name, "order": tree, **measured(of, one, given.most)})
+                print(f"[{len(rows)}] {case.name} {tree}: {rows[-1]['chosen']:.2f}", flush=True)
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
     for name in ("usual", "chosen"):
         values = [row[name] for row in rows]

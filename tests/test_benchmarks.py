@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import sys
 
 import pytest
 import torch
 
-from benchmarks import bars, regret, results
+from benchmarks import bars, layouts, regret, results
 from benchmarks.cases import Case, cases, chosen, largest_difference
 from benchmarks.harness import Timing, compare
 from benchmarks.measure import Settings, measure
 from benchmarks.results import Row, Run
 from benchmarks.table import closing, main, mark, table
+from ce_fx.tune.calibrate import time_model
+from ce_fx.tune.candidates import candidates
 
 CASES = cases((0.1,))
 BY_NAME = {case.name: case for case in CASES}
@@ -305,3 +309,27 @@ def test_regret_is_measured_for_one_product_only():
     case = BY_NAME["resnet18/plain"]
     with pytest.raises(ValueError, match="regions"):
         regret.problem(case, case.module().eval(), "forward", small=True)
+
+
+def test_the_ways_of_an_order_are_measured(monkeypatch):
+    monkeypatch.setattr(layouts, "BUDGET", 1e-3)
+    monkeypatch.setattr(layouts, "time_model", lambda *device, measure: time_model(*device))
+    case = BY_NAME["conv/tt/factorized/64@56/.1"]
+    problem = layouts.problem(case.module(), case.input(small=True), train=False)
+    found = layouts.measured(problem, candidates(problem)[0], most=3)
+    assert found["count"] == 3 and min(found["usual"], found["chosen"], found["spread"]) >= 1.0
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "shown"),
+    [
+        ("plan_time", ["--most", "6"], "ring"),
+        ("conv_einsum_cp", ["--rounds", "1", "--channels", "8", "--size", "8", "--rank", "2"], "overhead"),
+        ("resnet18", ["--rounds", "1", "--factorization", "plain", "--size", "64", "--batch", "1"], "train"),
+    ],
+)
+def test_what_has_a_command_of_its_own_runs(module, options, shown, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [module, *options])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    importlib.import_module(f"benchmarks.{module}").main()
+    assert shown in capsys.readouterr().out

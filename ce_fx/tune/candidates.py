@@ -16,7 +16,6 @@ from ce_fx.algebra import Expression
 from ce_fx.algebra.canonical import canonical
 from ce_fx.algebra.derived import Derived
 from ce_fx.algebra.program import Program
-from ce_fx.capture.reading import Reading
 from ce_fx.capture.replay import replayed
 from ce_fx.lower.derive import POSITIVE
 from ce_fx.lower.multiply import CONVS
@@ -124,21 +123,30 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Lowered:
     """One way to evaluate a region.
 
     Attributes:
         program: its sum, factored or as it is.
         plans: one for each product of each step.
         module: what would run.
-        cost: of its ATen nodes, copies included.
-        ops: these nodes.
-        once: nodes that depend on weights only, where they run in every call all the same.
     """
 
     program: Program
     plans: tuple[Plan, ...]
     module: GraphModule
+
+
+@dataclass(frozen=True)
+class Candidate(Lowered):
+    """A way to evaluate a region, read and priced.
+
+    Attributes:
+        cost: of its ATen nodes, copies included.
+        ops: these nodes.
+        once: nodes that depend on weights only, where they run in every call all the same.
+    """
+
     cost: Cost
     ops: tuple[Node, ...] = ()
     once: tuple[Node, ...] = ()
@@ -208,11 +216,59 @@ def _affordable(problem: Problem, given: Sequence[Draft]) -> list[Candidate]:
 
 
 def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> Candidate:
-    """Lower a program and the plans of its products, with the strides that the result has as written.
+    """Lower a program and the plans of its products, with the strides that the result has as written, and price it.
 
     Raises:
         LoweringError: a step has no exact form, the result would have another dtype or device, or not hold for all
             symbolic sizes.
+    """
+    readings = []
+
+    def result_of(module: GraphModule) -> Tensor:
+        readings.append(replayed(module, problem.leaves))
+        fake: Tensor = readings[-1].fakes[_last(module)]
+        return fake
+
+    one = _lowered(problem, program, plans, result_of)
+    reading = readings[-1]
+    if problem.symbolic:
+        reading = read_for_any_size(one.module, problem.symbolic, problem.output)
+    inputs = one.module.graph.find_nodes(op="placeholder")
+    done = {reading.values[node] for node, operand in zip(inputs, problem.operands, strict=False) if operand.constant}
+    nodes = [node for group in reading.ops.values() for node in group if not is_cast(node)]
+    rest = every_time(nodes, done)
+    once = () if problem.fold else tuple(node for node in nodes if node not in set(rest))
+    nodes = rest if problem.fold else nodes
+    cost = cost_of(nodes, problem.model, problem.itemsize, problem.training, problem.checkpoint)
+    if problem.saves:
+        cost = replace(cost, saved=saved_bytes(one.module, problem.leaves))
+    return Candidate(one.program, one.plans, one.module, cost, tuple(nodes), once)
+
+
+def to_be_timed(problem: Problem, program: Program, plans: Sequence[Plan], leaves: Sequence[Tensor]) -> Lowered:
+    """As `candidate_of` without the reading and the price, which take longest; where a reading must tell nothing more.
+
+    Args:
+        problem: the region.
+        program: its sum, factored or as it is.
+        plans: for its products.
+        leaves: real tensors; one run of them tells the layout.
+    """
+    if problem.symbolic:
+        return candidate_of(problem, program, plans)
+    return _lowered(problem, program, plans, lambda module: module(*leaves))
+
+
+def _lowered(
+    problem: Problem, program: Program, plans: Sequence[Plan], result_of: Callable[[GraphModule], Tensor]
+) -> Lowered:
+    """Lower a program and give its result the layout that it has as written.
+
+    Args:
+        problem: the region.
+        program: its sum, factored or as it is.
+        plans: for its products.
+        result_of: a module -> its result, real or fake.
     """
     order = order_of(problem.output)
     if problem.matmuls:
@@ -221,41 +277,27 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     if problem.precision is not None:
         weights = [n for n, operand in enumerate(problem.operands) if operand.constant]
         in_precision(module, problem.leaves, weights, problem.precision)
-    reading = _laid_out(problem, module, order)
-    if problem.symbolic:
-        reading = read_for_any_size(module, problem.symbolic, problem.output)
-    inputs = module.graph.find_nodes(op="placeholder")
-    done = {reading.values[node] for node, operand in zip(inputs, problem.operands, strict=False) if operand.constant}
-    nodes = [node for group in reading.ops.values() for node in group if not is_cast(node)]
-    rest = every_time(nodes, done)
-    once = () if problem.fold else tuple(node for node in nodes if node not in set(rest))
-    nodes = rest if problem.fold else nodes
-    cost = cost_of(nodes, problem.model, problem.itemsize, problem.training, problem.checkpoint)
-    if problem.saves:
-        cost = replace(cost, saved=saved_bytes(module, problem.leaves))
-    return Candidate(program, tuple(plans), module, cost, tuple(nodes), once)
-
-
-def _laid_out(problem: Problem, module: GraphModule, order: tuple[int, ...] | None) -> Reading:
-    """Give the result the layout that it has as written, where it has another; returns the reading."""
     ones = tuple(d for d, size in enumerate(problem.output.shape) if hint(size) == 1)
     rules = ((same_strides, with_order), (same_format, partial(with_ones, ones=ones)))
-    output = module.graph.output_node()
-    reading = replayed(module, problem.leaves)
-    result = reading.fakes[output.all_input_nodes[0]]
+    result = result_of(module)
     if (result.dtype, result.device) != (problem.output.dtype, problem.output.device):
         raise LoweringError(f"the plan would give {result.dtype} on {result.device}")
     for same, emit in rules:
-        (last,) = output.all_input_nodes
-        if same(reading.fakes[last], problem.output):
+        if same(result, problem.output):
             continue
         if order is None:
             raise LoweringError("the result as written is not dense in memory")
-        with module.graph.inserting_before(output):
-            output.args = (emit(module.graph, last, order),)
+        last = _last(module)
+        with module.graph.inserting_before(module.graph.output_node()):
+            module.graph.output_node().args = (emit(module.graph, last, order),)
         module.recompile()
-        reading = replayed(module, problem.leaves)
-    return reading
+        result = result_of(module)
+    return Lowered(program, tuple(plans), module)
+
+
+def _last(module: GraphModule) -> Node:
+    (node,) = module.graph.output_node().all_input_nodes
+    return node
 
 
 def networks_of(problem: Problem, program: Program) -> list[Network]:

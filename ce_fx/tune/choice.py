@@ -21,7 +21,7 @@ from ce_fx.plan.modes import grads, runs
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
 from ce_fx.plan.ways import ops_of_way, ways_of
-from ce_fx.tune.candidates import Candidate, Problem, candidate_of, candidates
+from ce_fx.tune.candidates import Candidate, Lowered, Problem, candidate_of, candidates, to_be_timed
 from ce_fx.tune.clock import plain_mode
 from ce_fx.tune.machine import untimed
 from ce_fx.tune.race import Race, race
@@ -143,17 +143,17 @@ def _by_clock(
     all of them would take minutes.
     """
     device = problem.leaves[0].device
-    finalists = different(found, _FINALISTS[problem.model.calibrated])
-    finalists += [form for one in finalists[:_FORMS] for form in _other_forms(problem, one)]
+    finalists: list[Lowered] = [*different(found, _FINALISTS[problem.model.calibrated])]
     with plain_mode(device), torch.set_grad_enabled(problem.training):
         leaves = random_leaves(problem)
+        finalists += [form for one in finalists[:_FORMS] for form in _other_forms(problem, one, leaves)]
         as_written = run_of(forward_of(problem, problem.written, leaves), leaves)
         runners = [run_of(forward_of(problem, one.module, leaves), leaves) for one in finalists]
         first = _quiet(lambda: race([as_written, *runners], device, _BUDGET))
         if first is None:
             return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
-        best = finalists[min(range(len(finalists)), key=lambda n: first.seconds[n + 1])]
-        best = with_better_ways(problem, best, leaves)
+        fastest = finalists[min(range(len(finalists)), key=lambda n: first.seconds[n + 1])]
+        best = with_better_ways(problem, fastest, leaves)
         pair = [as_written, run_of(forward_of(problem, best.module, leaves), leaves)]
         compiled = compiled_runs([problem.written, best.module], leaves, inner) if asked and inner else None
         last = _quiet(lambda: race(compiled or pair, device, _BUDGET))
@@ -165,7 +165,8 @@ def _by_clock(
     if last.sure[1] < _TIE:
         reason = f"{by}: the best other order gains {gain:.2f}x" if gain > 1 else f"{by}: nothing is faster"
         return Choice(None, written, written, True, reason)
-    return Choice(best, written, seconds, True, f"{gain:.2f}x faster, {by}")
+    priced = best if isinstance(best, Candidate) else candidate_of(problem, best.program, best.plans)
+    return Choice(priced, written, seconds, True, f"{gain:.2f}x faster, {by}")
 
 
 def different(found: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -184,7 +185,7 @@ def different(found: Sequence[Candidate], count: int) -> list[Candidate]:
     return [*first, *alike][:count]
 
 
-def _other_forms(problem: Problem, one: Candidate) -> list[Candidate]:
+def _other_forms(problem: Problem, one: Lowered, leaves: Sequence[Tensor]) -> list[Lowered]:
     """The order of a candidate with every step in the way of its kind, as images stand and in channels last."""
     images = problem.memory_limit is None and any(has_images(plan.network) for plan in one.plans)
     forms = []
@@ -193,7 +194,7 @@ def _other_forms(problem: Problem, one: Candidate) -> list[Candidate]:
         if plans == list(one.plans):
             continue
         try:
-            forms.append(candidate_of(problem, one.program, plans))
+            forms.append(to_be_timed(problem, one.program, plans, leaves))
         except LoweringError as error:
             log.debug("a form of %s has no exact form in torch: %s", problem.expression, error)
     return forms
@@ -208,12 +209,12 @@ def _quiet(attempt: Callable[[], Race]) -> Race | None:
     return None
 
 
-def with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]) -> Candidate:
+def with_better_ways(problem: Problem, best: Lowered, leaves: Sequence[Tensor]) -> Lowered:
     """The same order with its heavy steps evaluated in the ways that are fastest by the clock."""
     device = problem.leaves[0].device
     settled: set[_Change] = set()
     for _ in range(_ROUNDS):  # the first finds the change that matters most, the next ones what is left
-        variants = list(islice(_variants(problem, best, settled), _VARIANTS))
+        variants = list(islice(_variants(problem, best, leaves, settled), _VARIANTS))
         if not variants:
             return best
         runners = [run_of(forward_of(problem, one.module, leaves), leaves) for one in (best, *(v for _, v in variants))]
@@ -234,8 +235,8 @@ _Change: TypeAlias = tuple[int, int, str]
 
 
 def _variants(
-    problem: Problem, base: Candidate, settled: Collection[_Change] = ()
-) -> Iterator[tuple[_Change | None, Candidate]]:
+    problem: Problem, base: Lowered, leaves: Sequence[Tensor], settled: Collection[_Change] = ()
+) -> Iterator[tuple[_Change | None, Lowered]]:
     """The candidate in the other memory format, with all steps in usual ways, or with one heavy step in another way.
 
     The most promising first, by the time model, which knows nothing of memory formats.
@@ -243,6 +244,7 @@ def _variants(
     Args:
         problem: the region.
         base: what is changed.
+        leaves: real tensors.
         settled: ways that need no other look.
 
     Yields:
@@ -263,7 +265,7 @@ def _variants(
     for _, number, changed, change in sorted(changes, key=lambda each: each[:2]):
         try:
             plans = [changed if n == number else plan for n, plan in enumerate(base.plans)]
-            yield change, candidate_of(problem, base.program, plans)
+            yield change, to_be_timed(problem, base.program, plans, leaves)
         except LoweringError as error:
             log.debug("a way of %s has no exact form: %s", problem.expression, error)
 

@@ -78,9 +78,7 @@ def read_for_any_size(module: GraphModule, leaves: Sequence[Tensor], output: Ten
     (last,) = module.graph.output_node().all_input_nodes
     result = reading.fakes[last]
     pairs = zip((*result.shape, *result.stride()), (*output.shape, *output.stride()), strict=True)
-    if result.ndim != output.ndim or not all(
-        size_or_symbol(a) == size_or_symbol(b) or statically_known_true(a == b) for a, b in pairs
-    ):
+    if result.ndim != output.ndim or not all(_equal(a, b) for a, b in pairs):
         raise LoweringError(f"the plan would give {_layout(result)}, not {_layout(output)}")
     return reading
 
