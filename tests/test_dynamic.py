@@ -279,6 +279,19 @@ def test_random_convolutions_over_symbolic_sizes(seed):
     assert all("failed" not in row.reason for row in ce_fx.report(fast).layers)
 
 
+def test_a_stride_with_a_symbol_of_its_own():
+    """What has gaps in memory, or repeats itself, and needs a gradient keeps its strides."""
+    model = nn.Sequential(nn.Linear(16, 4, bias=False), nn.Linear(4, 16, bias=False)).double()
+    fast = ce_fx.optimize(model, dynamic=True, objective="flops")
+    for n in (5, 9, 12):
+        x = torch.randn(n, 1, 16, dtype=torch.float64, requires_grad=True)
+        for given in (x.expand(n, 7, 16), torch.cat([x, x], 1).expand(n, 2, 16)[::2]):
+            got, expected = fast(given), model(given)
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+            assert got.stride() == expected.stride()
+    assert not any("ce_fx failed" in row.reason for row in ce_fx.report(fast).layers)
+
+
 def plans(fast):
     return [row.plan for row in ce_fx.report(fast).layers]
 

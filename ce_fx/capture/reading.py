@@ -7,14 +7,14 @@ real is touched: parameters, buffers and inputs are fake copies, so no statistic
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import (
@@ -24,10 +24,10 @@ from torch.fx.experimental.proxy_tensor import (
     make_fx,
     track_tensor_tree,
 )
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from ce_fx.capture.idle_dropout import IdleDropout
+from ce_fx.capture.inputs import fake_copy, fake_input, fake_mode, left_alone, padded, plain_attributes
 
 log = logging.getLogger(__name__)
 
@@ -88,16 +88,16 @@ def read(gm: GraphModule, example_inputs: Sequence[Any]) -> Reading:
     Returns:
         The reading. It never raises because of a node: one that cannot be read is opaque, and `failures` says why.
     """
-    mode = _fake_mode(gm, example_inputs)
+    mode = fake_mode(gm, example_inputs)
     placeholders = gm.graph.find_nodes(op="placeholder")
     given = {
         node: (node.meta.get("example_value", node.meta.get("val", value)), value)
-        for node, value in zip(placeholders, _padded(example_inputs, placeholders), strict=True)
+        for node, value in zip(placeholders, padded(example_inputs, placeholders), strict=True)
     }
-    tensors = {**dict(gm.named_parameters()), **dict(gm.named_buffers()), **_plain_attributes(gm)}
-    odd = _odd([*tensors.items(), *((node, value) for node, both in given.items() for value in both)])
-    inputs = [None if node in odd else _fake_input(mode, *both) for node, both in given.items()]
-    attributes = {name: _fake_copy(mode, tensor) for name, tensor in tensors.items() if name not in odd}
+    tensors = {**dict(gm.named_parameters()), **dict(gm.named_buffers()), **plain_attributes(gm)}
+    odd = left_alone([*tensors.items(), *((node, value) for node, both in given.items() for value in both)])
+    inputs = [None if node in odd else fake_input(mode, *both) for node, both in given.items()]
+    attributes = {name: fake_copy(mode, tensor) for name, tensor in tensors.items() if name not in odd}
     reading = Reading()
     names = list(attributes)
 
@@ -202,12 +202,12 @@ class _Reader(Interpreter):
     def _opaque(self, n: Node) -> Any:
         """The value that an unread node's metadata promises, as new inputs of the ATen graph."""
         promised = n.meta.get("example_value", n.meta.get("val", _MISSING))
-        if promised is _MISSING or _odd(enumerate(pytree.tree_leaves(promised))):
+        if promised is _MISSING or left_alone(enumerate(pytree.tree_leaves(promised))):
             return _MISSING
 
         def enter(tensor: Tensor) -> Tensor:
             with disable_proxy_modes_tracing():
-                copy = _fake_copy(self.mode, tensor)
+                copy = fake_copy(self.mode, tensor)
             proxy = self.tracer.create_proxy("placeholder", f"opaque_{n.name}", (), {})
             track_tensor_tree(copy, proxy, constant=None, tracer=self.tracer)
             return copy
@@ -227,70 +227,6 @@ def _reason(error: Exception) -> str:
     """One line: what a node could not be read for."""
     first = next(iter(str(error).splitlines()), "")
     return first if isinstance(error, _LeftAlone) else f"{type(error).__name__}: {first}"
-
-
-def _odd(tensors: Iterable[tuple[Any, Any]]) -> dict[Any, str]:
-    """Those values that are tensors of another kind than plain ones, with what they are.
-
-    Nothing is known about them: a subclass may give any op another meaning, or lack the ops that a rewrite emits.
-    """
-    kinds = [(key, _kind(value)) for key, value in tensors if isinstance(value, Tensor)]
-    return {key: f"a {kind} is left alone" for key, kind in kinds if kind is not None}
-
-
-def _kind(tensor: Tensor) -> str | None:
-    if tensor.is_quantized:
-        return "quantised tensor"
-    kind: Any = type(tensor)
-    plain = kind in (Tensor, FakeTensor) or (
-        kind.__torch_function__ is torch._C._disabled_torch_function_impl
-        and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
-    )
-    return None if plain else f"tensor of class {kind.__name__}"
-
-
-def _fake_mode(gm: GraphModule, example_inputs: Sequence[Any]) -> FakeTensorMode:
-    """The fake mode that the graph's own values are in, else a new one."""
-    metas = (v for n in gm.graph.nodes for v in (n.meta.get("example_value"), n.meta.get("val")))
-    for value in (*example_inputs, *metas):
-        if isinstance(value, FakeTensor):
-            return value.fake_mode
-    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
-
-
-def _fake_input(mode: FakeTensorMode, value: Any, example: Any) -> Any:
-    value = example if value is None else value
-    return _fake_copy(mode, value) if isinstance(value, Tensor) else value
-
-
-def _fake_copy(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
-    """A fake tensor of the same shape, strides, dtype, device and need of a gradient, with memory of its own."""
-    with mode, torch.no_grad():
-        if tensor.layout is not torch.strided:
-            return mode.from_tensor(tensor) if not isinstance(tensor, FakeTensor) else tensor
-        copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-    if not tensor.requires_grad:
-        return copy
-    with mode, torch.enable_grad():  # no leaf: it may be written to in place
-        return copy.requires_grad_().clone()
-
-
-def _plain_attributes(gm: GraphModule) -> dict[str, Tensor]:
-    """Tensors that the graph reads and that are neither parameters nor buffers."""
-    found: dict[str, Tensor] = {}
-    for node in gm.graph.find_nodes(op="get_attr"):
-        value: Any = gm
-        for part in str(node.target).split("."):
-            value = getattr(value, part, None)
-        if isinstance(value, Tensor):
-            found[str(node.target)] = value
-    return found
-
-
-def _padded(values: Sequence[Any], placeholders: Sequence[Node]) -> list[Any]:
-    """The inputs, and the defaults of placeholders that get none."""
-    defaults = [node.args[0] if node.args else None for node in placeholders[len(values) :]]
-    return [*values[: len(placeholders)], *defaults]
 
 
 def _is_aside(node: Node) -> bool:

@@ -50,8 +50,9 @@ def at_hints(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def values_of(tensors: Sequence[Tensor]) -> dict[Any, Any]:
-    """The hints, sympy numbers, of all symbols in the shapes of some tensors."""
-    sizes: list[Any] = [size for tensor in tensors for size in tensor.shape if not isinstance(size, int)]
+    """The hints, sympy numbers, of all symbols in the shapes and strides of some tensors."""
+    every: list[Any] = [size for tensor in tensors for size in (*tensor.shape, *tensor.stride())]
+    sizes = [size for size in every if not isinstance(size, int)]
     values = sizes[0].node.shape_env.backed_var_to_val
     return {symbol: values[symbol] for size in sizes for symbol in size.node.expr.free_symbols}
 

@@ -183,3 +183,15 @@ def test_what_is_remembered_keeps_no_compilation_alive():
     for _ in range(2):  # a tensor that C++ holds lets go of its cycle in the first
         gc.collect()
     assert not any(weakref.getweakrefs(parameter) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_needs_a_gradient_keeps_its_strides(alone, monkeypatch):
+    """A repeated or gappy tensor is read as such, whether its op is traced alone or with the graph that it is in."""
+    monkeypatch.setattr(replay, "_FEW", 3 if alone else 0)
+    gm, inputs = graph_of(lambda g, x: g.call_function(torch.reshape, (x, [1, 3, 2])), (3, 1))
+    with inputs[0].fake_mode:
+        for x in (inputs[0].expand(3, 2), torch.randn(6, 4, requires_grad=True)[::2, ::2]):
+            (result,) = [fake for node, fake in replayed(gm, [x]).fakes.items() if node.target is torch.reshape]
+            assert result.stride()[1:] == x.stride() and result.requires_grad
+            assert_same(gm, [x])
