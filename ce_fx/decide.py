@@ -56,6 +56,7 @@ class Decision:
         recompute: nothing of it is kept for the backward; only where something would be.
         once: of the candidate, the ATen nodes that depend on weights only and run in every call.
         alternatives: where sizes are symbolic, the ways between which sizes decide.
+        above_one: factors of symbolic sizes that must be above 1 for the candidate to hold.
     """
 
     decision: str
@@ -71,6 +72,7 @@ class Decision:
     recompute: bool = False
     once: tuple[Node, ...] = ()
     alternatives: Alternatives | None = None
+    above_one: tuple[torch.SymInt, ...] = ()
 
 
 @dataclass
@@ -85,6 +87,7 @@ class Context:
         model: gives the time model of a device and dtype; with True it may be calibrated now.
         training: gradients are recorded.
         ops: own node -> its ATen nodes.
+        guards: whether a plan may ask that no factor of a symbolic size is 1.
         decided: decisions by signature, so that equal regions are decided once.
         stopped: the user wants no more planning.
     """
@@ -96,6 +99,7 @@ class Context:
     model: Callable[[torch.device, torch.dtype, bool], TimeModel]
     training: bool
     ops: Mapping[Node, tuple[Node, ...]]
+    guards: bool = False
     decided: dict[object, Decision] = field(default_factory=dict)
     stopped: bool = False
 
@@ -144,7 +148,7 @@ def unchanged(decision: Decision, reason: str) -> Decision:
         return decision
     as_written = decision.alternatives and replace(decision.alternatives, taken=0)
     kept = replace(decision, decision="kept", reason=reason, after=decision.before, plan=(), plans=(), candidate=None)
-    return replace(kept, alternatives=as_written)
+    return replace(kept, alternatives=as_written, above_one=())
 
 
 def _decide(region: Region, context: Context) -> Decision:
@@ -192,6 +196,7 @@ def _decide(region: Region, context: Context) -> Decision:
         measured=choice.measured,
         once=choice.candidate.once,
         alternatives=alternatives,
+        above_one=choice.candidate.above_one,
     )
 
 
@@ -277,6 +282,7 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
         symbolic=fakes if any(map(is_symbolic, fakes)) else (),
         checkpoint=context.checkpoint,
         matmuls=rounded(leaves[0].device, leaves[0].dtype) == {"conv"} and not convolves(region),
+        guards=context.guards,
     )
     return replace(problem, cost=replace(problem.cost, saved=_saved(problem))) if problem.saves else problem
 

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from ce_fx.capture.undisturbed import own_metrics
 from ce_fx.fold import Running, run_folded
+from ce_fx.guards import Guards
 from ce_fx.lower.extract import copy_of
 from ce_fx.lower.recompute import drop_bodies, has_bodies
 from ce_fx.options import Options
@@ -31,7 +32,7 @@ def handed_on(gm: GraphModule, example_inputs: Sequence[Any], options: Options) 
     """
     eager = options.inner == "eager"
     written = None if eager else copy_of(gm)
-    found = rewritten_or_untouched(gm, example_inputs, options, guards=eager)
+    found = rewritten_or_untouched(gm, example_inputs, options, guards="close" if eager else "valid")
     changed = any(layer.decision == "rewritten" for layer in found.layers) or has_bodies(gm)
     if written is None or not changed:
         return found, run_folded(gm, example_inputs, options)
@@ -55,7 +56,7 @@ def handed_on(gm: GraphModule, example_inputs: Sequence[Any], options: Options) 
 
 
 def rewritten_or_untouched(
-    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: bool = False
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: Guards = "none"
 ) -> GraphReport:
     """As `rewrite_graph`; if anything goes wrong the graph is what it was, and the log says why."""
     trace = Trace(gm, options.objective)

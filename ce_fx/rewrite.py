@@ -20,6 +20,7 @@ from ce_fx.capture.modules import open_modules
 from ce_fx.capture.reading import Reading, ambient, read
 from ce_fx.checkpointing import with_recomputation
 from ce_fx.decide import Context, Decision, decide, unchanged, undecided
+from ce_fx.guards import Guards, guard_above_one, guard_close, has_given_ranges
 from ce_fx.inner import recompute_as_eager
 from ce_fx.lift.region import Region, Regions, whole_parts
 from ce_fx.lift.regions import find_regions
@@ -29,10 +30,8 @@ from ce_fx.options import Options
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.report.graph import GraphReport, together
 from ce_fx.rows import graph_report, row_of
-from ce_fx.sizes import known
 from ce_fx.tune.calibrate import time_model
 from ce_fx.tune.cost import rest_of_graph
-from ce_fx.tune.ranges import good_sizes
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def rewrite(gm: GraphModule, example_inputs: Sequence[Any], **options: Any) -> G
 
 
 def rewrite_graph(
-    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: bool = False
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: Guards = "none"
 ) -> GraphReport:
     """Rewrite a graph in place; where nothing is gained, or something goes wrong, it stays untouched.
 
@@ -79,8 +78,7 @@ def rewrite_graph(
         example_inputs: one value for each placeholder, in order.
         options: those of `optimize`.
         bodies: whether the bodies of activation checkpoints are rewritten, too.
-        guards: whether symbolic sizes are guarded to stay where the plans are close to the best: a graph of Dynamo's is
-            captured anew beyond.
+        guards: what may be asked of symbolic sizes; a graph of Dynamo's is captured anew where that does not hold.
 
     Returns:
         What was decided for each multilinear stretch, in graph order, and what else runs.
@@ -96,13 +94,17 @@ def rewrite_graph(
         model=partial(model_of, options),
         training=torch.is_grad_enabled(),
         ops=reading.ops,
+        guards=guards != "none" and not has_given_ranges(example_inputs),
     )
     decisions = _worthwhile(_decisions(found, context), reading, context)
     if context.checkpoint:
         decisions = with_recomputation(decisions, context)
-    if guards:
+    if context.guards:
+        guard_above_one([factor for _, decision in decisions for factor in decision.above_one])
+    if context.guards and guards == "close":
+        regions = [decision.alternatives for _, decision in decisions if decision.alternatives is not None]
         try:
-            _guard_sizes(decisions, reading, context, example_inputs)
+            guard_close(regions, _rest(decisions, reading, context), example_inputs)
         except Exception as error:  # a plan may then be kept for sizes where another is better, and nothing else
             log.warning("a plan holds for all sizes: %s: %s", type(error).__name__, error)
     inner = _bodies(gm, work, example_inputs, reading, options) if bodies else []
@@ -237,38 +239,6 @@ def _rest(decisions: Sequence[tuple[Region, Decision]], reading: Reading, contex
     leaf = context.fakes[decisions[0][0].leaves[0]]
     model = context.model(leaf.device, leaf.dtype, False)
     return lambda: rest_of_graph(others, model, leaf.element_size(), context.training)
-
-
-def _guard_sizes(
-    decisions: Sequence[tuple[Region, Decision]], reading: Reading, context: Context, example_inputs: Sequence[Any]
-) -> None:
-    """Add a guard on every symbolic size of the inputs beyond which another plan would be better by a tenth.
-
-    Not where the user has given a range: a guard within it would be an error of Dynamo's.
-    """
-    regions = [decision.alternatives for _, decision in decisions if decision.alternatives is not None]
-    sizes = _symbols(example_inputs)
-    given = any(
-        one.min is not None or one.max is not None
-        for value in example_inputs
-        for one in getattr(value, "_dynamo_dynamic_range", ())
-    )
-    if not regions or not sizes or given:
-        return
-    first = next(iter(sizes.values()))
-    values = dict(first.node.shape_env.backed_var_to_val)
-    for symbol, (least, most) in good_sizes(regions, _rest(decisions, reading, context), values, list(sizes)).items():
-        size = sizes[symbol]
-        if (least is None or size >= least) and (most is None or size <= most):  # these comparisons are the guards
-            log.debug("planned for %s from %s to %s", symbol, least, most)
-
-
-def _symbols(example_inputs: Sequence[Any]) -> dict[Any, torch.SymInt]:
-    """The symbols that are sizes of the inputs, each as the size that it is."""
-    sizes: list[Any] = [value for value in example_inputs if isinstance(value, torch.SymInt)]
-    sizes += [size for value in example_inputs if isinstance(value, torch.Tensor) for size in value.shape]
-    symbolic = [size for size in sizes if isinstance(size, torch.SymInt)]
-    return {size.node.expr: size for size in symbolic if size.node.expr.is_symbol and known(size)}
 
 
 def _bodies(

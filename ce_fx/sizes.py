@@ -40,7 +40,7 @@ def hint(size: Any) -> int:
 
 def symbol(size: Any) -> str:
     """The name of a symbolic size: its factors, "2·s0·s1", a number first; "" for a number, or one fixed by a guard."""
-    return "" if isinstance(size, int) else _symbol(size.node.expr)
+    return "" if isinstance(size, int) else name_of(size.node.expr)
 
 
 def size_or_symbol(size: Any) -> int | str:
@@ -65,8 +65,15 @@ def product(sizes: Iterable[int | str]) -> int | str:
 
 
 @lru_cache(maxsize=10_000)
-def _symbol(expression: Any) -> str:
+def name_of(expression: Any) -> str:
     """The name of a sympy expression; what is no product is a factor by itself."""
+    number, bases = bases_of(expression)
+    return str(product([number, *map(str, bases)])) if bases else ""
+
+
+@lru_cache(maxsize=10_000)
+def bases_of(expression: Any) -> tuple[int, tuple[Any, ...]]:
+    """The number and the sympy expressions whose product a sympy expression is; one that is no product is a base."""
     import sympy
     from torch.utils._sympy.functions import FloorDiv
 
@@ -76,13 +83,16 @@ def _symbol(expression: Any) -> str:
 
     size = sympy.factor(expression.replace(FloorDiv, quotient))
     if size.is_number:
-        return ""
-    parts: list[int | str] = []
+        return int(size), ()
+    number, bases = 1, []
     for base, power in (part.as_base_exp() for part in sympy.Mul.make_args(size)):
         if not power.is_Integer or power < 0 or (base.is_number and not base.is_Integer) or base.is_negative:
-            return str(size)
-        parts += [int(base) if base.is_Integer else str(base)] * int(power)
-    return str(product(parts))
+            return 1, (size,)
+        if base.is_Integer:
+            number *= int(base) ** int(power)
+        else:
+            bases += [base] * int(power)
+    return number, tuple(bases)
 
 
 @contextmanager

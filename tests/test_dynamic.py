@@ -292,6 +292,33 @@ def test_a_stride_with_a_symbol_of_its_own():
     assert not any("ce_fx failed" in row.reason for row in ce_fx.report(fast).layers)
 
 
+class Rebuilt(nn.Module):
+    """A Tucker convolution whose kernel is rebuilt, of what a strided convolution gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.core = nn.Parameter(torch.randn(4, 4, 3, 3) / 6)
+        self.out, self.into = nn.Parameter(torch.randn(16, 4) / 2), nn.Parameter(torch.randn(16, 4) / 4)
+
+    def forward(self, x):
+        kernel = torch.einsum("abhw,ta,sb->tshw", self.core, self.out, self.into)
+        return F.conv2d(self.stem(x).relu(), kernel, padding=1)
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_a_size_of_one_is_captured_by_itself(inner):
+    """Everywhere else the plan holds, which asks whether a size that the graph computes is 1."""
+    model = Rebuilt().double()
+    fast = ce_fx.optimize(model, dynamic=True, objective="flops", inner=inner)
+    for shape in ((4, 3, 20, 20), (2, 3, 31, 31), (7, 3, 8, 8), (3, 3, 3, 3)):
+        check(model, fast, shape)
+    graphs = ce_fx.graph_modules(fast)
+    assert len(graphs) == 1 and len(rewritten(fast)) == 1
+    check(model, fast, (4, 3, 2, 2))
+    assert len(ce_fx.graph_modules(fast)) == 2
+
+
 def plans(fast):
     return [row.plan for row in ce_fx.report(fast).layers]
 

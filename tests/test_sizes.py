@@ -6,7 +6,7 @@ import pytest
 import sympy
 from torch.utils._sympy.functions import FloorDiv
 
-from ce_fx.sizes import _symbol, factors, product
+from ce_fx.sizes import factors, name_of, product
 
 A, B = sympy.symbols("s0 s1", integer=True, positive=True)
 
@@ -28,7 +28,7 @@ NAMES = [
 
 @pytest.mark.parametrize(("size", "name"), NAMES, ids=[name for _, name in NAMES])
 def test_names(size, name):
-    assert _symbol(size) == name
+    assert name_of(size) == name
     if name:
         number, symbols = factors(name)
         assert product([number, *symbols.elements()]) == name
@@ -37,7 +37,7 @@ def test_names(size, name):
 @pytest.mark.parametrize("size", [size for size, name in NAMES if name and "//" not in name], ids=str)
 @pytest.mark.parametrize("values", [(3, 4), (8, 5), (7, 7)])
 def test_a_product_of_what_is_named_has_the_value_of_the_size(size, values):
-    number, symbols = factors(_symbol(size))
+    number, symbols = factors(name_of(size))
     places = dict(zip(("s0", "s1"), values, strict=True))
     named = [eval(name, {}, places) ** times for name, times in symbols.items()]
     assert prod([number, *named]) == size.subs({A: values[0], B: values[1]})

@@ -9,7 +9,7 @@ from math import inf
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.fx import GraphModule, Node
 
 from ce_fx.algebra import Expression
@@ -35,8 +35,8 @@ from ce_fx.plan.sums import Prices, build, networks, programs, with_steps
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import Tree, splits_of, step_of
 from ce_fx.sizes import hint
+from ce_fx.tune.any_size import read_for_any_size
 from ce_fx.tune.cost import Cost, cost_of, every_time
-from ce_fx.tune.symbolic import read_for_any_size
 
 COUNT = 12
 """Plans that are lowered and priced."""
@@ -72,6 +72,7 @@ class Problem:
         precision: the dtype to which autocast casts the operands of products, None without autocast.
         symbolic: fake values of the leaves with their symbolic sizes; none where there are no such sizes.
         checkpoint: nothing is kept for the backward, which recomputes.
+        guards: a plan may ask that no factor of a symbolic size is 1.
         matmuls: what can be a matmul is one: convolutions round their operands on this device, and none is written.
     """
 
@@ -91,6 +92,7 @@ class Problem:
     symbolic: tuple[Tensor, ...] = ()
     checkpoint: bool = False
     matmuls: bool = False
+    guards: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -145,11 +147,13 @@ class Candidate(Lowered):
         cost: of its ATen nodes, copies included.
         ops: these nodes.
         once: nodes that depend on weights only, where they run in every call all the same.
+        above_one: factors of symbolic sizes that must be above 1 for it to hold.
     """
 
     cost: Cost
     ops: tuple[Node, ...] = ()
     once: tuple[Node, ...] = ()
+    above_one: tuple[SymInt, ...] = ()
 
 
 def candidates(problem: Problem) -> list[Candidate]:
@@ -231,8 +235,9 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
 
     one = _lowered(problem, program, plans, result_of)
     reading = readings[-1]
+    above_one: tuple[SymInt, ...] = ()
     if problem.symbolic:
-        reading = read_for_any_size(one.module, problem.symbolic, problem.output)
+        reading, above_one = read_for_any_size(one.module, problem.symbolic, problem.output, problem.guards)
     inputs = one.module.graph.find_nodes(op="placeholder")
     done = {reading.values[node] for node, operand in zip(inputs, problem.operands, strict=False) if operand.constant}
     nodes = [node for group in reading.ops.values() for node in group if not is_cast(node)]
@@ -242,7 +247,7 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     cost = cost_of(nodes, problem.model, problem.itemsize, problem.training, problem.checkpoint)
     if problem.saves:
         cost = replace(cost, saved=saved_bytes(one.module, problem.leaves))
-    return Candidate(one.program, one.plans, one.module, cost, tuple(nodes), once)
+    return Candidate(one.program, one.plans, one.module, cost, tuple(nodes), once, above_one)
 
 
 def to_be_timed(problem: Problem, program: Program, plans: Sequence[Plan], leaves: Sequence[Tensor]) -> Lowered:

@@ -100,6 +100,7 @@ def key_of(problem: Problem, written: Sequence[str], tune: str | bool, inner: st
             "fold": problem.fold,
             "objective": problem.objective,
             "memory_limit": problem.memory_limit,
+            "guards": problem.guards and bool(problem.symbolic),
             "tune": tune,
             "inner": inner,
             "version": VERSION,
