@@ -251,7 +251,7 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
 
 
 def to_be_timed(problem: Problem, program: Program, plans: Sequence[Plan], leaves: Sequence[Tensor]) -> Lowered:
-    """As `candidate_of` without the reading and the price, which take longest; where a reading must tell nothing more.
+    """As `candidate_of` without the reading and the price, which take longest; maybe not for all symbolic sizes.
 
     Args:
         problem: the region.
@@ -259,8 +259,6 @@ def to_be_timed(problem: Problem, program: Program, plans: Sequence[Plan], leave
         plans: for its products.
         leaves: real tensors; one run of them tells the layout.
     """
-    if problem.symbolic:
-        return candidate_of(problem, program, plans)
     return _lowered(problem, program, plans, lambda module: module(*leaves))
 
 

@@ -152,7 +152,7 @@ def _by_clock(
         first = _quiet(lambda: race([as_written, *runners], device, _BUDGET))
         if first is None:
             return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
-        fastest = finalists[min(range(len(finalists)), key=lambda n: first.seconds[n + 1])]
+        fastest = next(_holding(problem, finalists, first.seconds[1:]))[1]  # those that were found all hold
         best = with_better_ways(problem, fastest, leaves)
         pair = [as_written, run_of(forward_of(problem, best.module, leaves), leaves)]
         compiled = compiled_runs([problem.written, best.module], leaves, inner) if asked and inner else None
@@ -165,8 +165,7 @@ def _by_clock(
     if last.sure[1] < _TIE:
         reason = f"{by}: the best other order gains {gain:.2f}x" if gain > 1 else f"{by}: nothing is faster"
         return Choice(None, written, written, True, reason)
-    priced = best if isinstance(best, Candidate) else candidate_of(problem, best.program, best.plans)
-    return Choice(priced, written, seconds, True, f"{gain:.2f}x faster, {by}")
+    return Choice(best, written, seconds, True, f"{gain:.2f}x faster, {by}")
 
 
 def different(found: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -209,7 +208,17 @@ def _quiet(attempt: Callable[[], Race]) -> Race | None:
     return None
 
 
-def with_better_ways(problem: Problem, best: Lowered, leaves: Sequence[Tensor]) -> Lowered:
+def _holding(problem: Problem, ways: Sequence[Lowered], seconds: Sequence[float]) -> Iterator[tuple[int, Candidate]]:
+    """The number and the price of those that hold for all symbolic sizes, the fastest first."""
+    for number in sorted(range(len(ways)), key=seconds.__getitem__):
+        one = ways[number]
+        try:
+            yield number, one if isinstance(one, Candidate) else candidate_of(problem, one.program, one.plans)
+        except LoweringError as error:
+            log.debug("a way of %s does not hold: %s", problem.expression, error)
+
+
+def with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]) -> Candidate:
     """The same order with its heavy steps evaluated in the ways that are fastest by the clock."""
     device = problem.leaves[0].device
     settled: set[_Change] = set()
@@ -217,11 +226,14 @@ def with_better_ways(problem: Problem, best: Lowered, leaves: Sequence[Tensor]) 
         variants = list(islice(_variants(problem, best, leaves, settled), _VARIANTS))
         if not variants:
             return best
-        runners = [run_of(forward_of(problem, one.module, leaves), leaves) for one in (best, *(v for _, v in variants))]
-        result = race(runners, device, _BUDGET)
+        ways = [best, *(one for _, one in variants)]
+        result = race([run_of(forward_of(problem, one.module, leaves), leaves) for one in ways], device, _BUDGET)
         if result.noise > _NOISE or result.gains[result.winner] < _TIE:
             return best
-        taken, best = variants[result.winner - 1]
+        number, best = next(_holding(problem, ways, result.seconds))
+        if result.gains[number] < _TIE:
+            return best
+        taken = variants[number - 1][0]
         if taken is None:
             settled.clear()  # in another memory format every way may be another matter
         else:
