@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
 from ce_fx.at_sight import holds_product, nothing_to_reorder
+from ce_fx.capture.floats import floats_again, floats_as_tensors, scaled_by_floats
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
 from ce_fx.capture.modules import open_modules
 from ce_fx.capture.reading import Reading, ambient, read
@@ -113,6 +114,7 @@ def rewrite_graph(
         _replace(work, decisions)
         if work is not gm:
             in_place_again(work.graph)
+            floats_again(work.graph)
             take_bodies(gm, work)
             gm.graph = work.graph
     return result
@@ -136,10 +138,11 @@ def _reported(
 
 
 def _read(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule, Reading]:
-    """The graph to work on, and its reading: the graph itself, or a copy without writes to slices."""
-    if writes_to_slices(gm.graph):
+    """The graph to work on, and its reading: the graph itself, or a copy in other words that can be lifted."""
+    if writes_to_slices(gm.graph) or scaled_by_floats(gm.graph):
         work = copy_of(gm)
-        if out_of_place(work.graph, read(work, example_inputs)):
+        reading = read(work, example_inputs)
+        if any([floats_as_tensors(work.graph, reading), out_of_place(work.graph, reading)]):
             return work, read(work, example_inputs)
     return gm, read(gm, example_inputs)
 

@@ -93,11 +93,15 @@ def graph_report(
 
 
 def _only_counts(node: Node, reading: Reading) -> bool:
-    """Whether a node computes integers and multiplies nothing, as what counts a batch norm's batches does: no layer."""
+    """Whether a node computes integers or one number, and multiplies nothing: no layer.
+
+    What counts a batch norm's batches does, and the cast of a number that scales.
+    """
     ops = reading.ops.get(node, ())
     values = [op.meta["val"] for op in ops if _is_tensor(op)]
-    whole = bool(values) and not any(value.is_floating_point() or value.is_complex() for value in values)
-    return whole and all(map(_is_sized, ops)) and not any(one.macs for one in ops_of_nodes(ops))
+    whole = not any(value.is_floating_point() or value.is_complex() for value in values)
+    one = not any(value.ndim for value in values)
+    return bool(values) and (whole or one) and all(map(_is_sized, ops)) and not any(o.macs for o in ops_of_nodes(ops))
 
 
 def _row(region: Region, decision: Decision, reading: Reading, context: Context) -> LayerReport:

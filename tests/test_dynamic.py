@@ -319,6 +319,55 @@ def test_a_size_of_one_is_captured_by_itself(inner):
     assert len(ce_fx.graph_modules(fast)) == 2
 
 
+class Scaled(nn.Module):
+    """An adapter by a float, which `dynamic=True` makes symbolic."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 48, bias=False), nn.Linear(48, 64, bias=False)
+        self.scale = 0.37
+
+    def forward(self, x):
+        return (self.w(x) + self.scale * self.b(self.a(x))).relu()
+
+
+def test_what_is_scaled_by_a_symbolic_float_is_a_product():
+    model = Scaled().double()
+    fast = ce_fx.optimize(model, dynamic=True, objective="flops", tune=False)
+    for n in (40, 70):
+        check(model, fast, (n, 64))
+    assert len(rewritten(fast)) == 1 and len(ce_fx.report(fast).layers) == 1
+    model.scale = fast.scale = -1.25
+    check(model, fast, (50, 64))
+    assert len(ce_fx.graph_modules(fast)) == 1, "one graph for all scales"
+
+
+def test_what_a_float_scales_and_no_region_takes_stays_as_it_was_written():
+    """Where a part of the graph is rewritten, and where nothing is."""
+
+    class Two(Scaled):
+        def forward(self, x):
+            return super().forward(x) + torch.sin(x) * self.scale
+
+    for objective, products in (("flops", 1), ("memory", 2)):
+        torch._dynamo.reset()
+        model = Two().double()
+        fast = ce_fx.optimize(model, dynamic=True, objective=objective, tune=False)
+        check(model, fast, (40, 64))
+        (gm,) = ce_fx.graph_modules(fast)
+        floats = gm.graph.find_nodes(op="call_method", target="item")
+        assert len(floats[0].users) == products, gm.code
+
+
+def test_half_precision_is_scaled_by_the_number_and_not_by_its_rounding():
+    model = Scaled().bfloat16()
+    model.scale = 0.3701171875 + 2**-12
+    fast = ce_fx.optimize(model, dynamic=True, objective="flops", tune=False)
+    x = torch.randn(40, 64).bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=0, atol=0)
+
+
 def plans(fast):
     return [row.plan for row in ce_fx.report(fast).layers]
 

@@ -279,8 +279,10 @@ def note_gradients(reading: Reading) -> None:
 
 
 def _note_mutations(reading: Reading) -> None:
-    """Writes in place, by schema; an opaque node may write to every tensor it is given."""
+    """Writes in place, by schema; an opaque node may write to every tensor it is given, unless it reads numbers."""
     for own, ops in reading.ops.items():
+        if own in reading.failures and own.op == "call_method" and own.target in _NUMBERS:
+            continue
         if own in reading.failures:
             inputs = (reading.fakes.get(n) for n in own.all_input_nodes)
             reading.mutations.extend((own, reading.storage(f)) for f in inputs if isinstance(f, Tensor))
@@ -289,6 +291,9 @@ def _note_mutations(reading: Reading) -> None:
             targets = [value for value in written(op) if isinstance(value, Node)]
             reading.mutations.extend((own, reading.storage(value.meta.get("val"))) for value in targets)
 
+
+_NUMBERS = ("item", "tolist")
+"""Methods that read numbers and write nothing; with fake values they cannot be run."""
 
 _STATISTICS = (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default)
 """Ops that write to their running statistics when the sixth argument is true; their schemas don't say so."""
