@@ -36,6 +36,7 @@ _ERROR = {True: 1.5, False: 2.0}  # factor that a prediction may be off, calibra
 _FINALISTS = {True: 6, False: 8}  # candidates that are timed, calibrated or not
 _FORMS = 3  # of them are timed in usual ways and in the other memory format, too
 _TIE = 1.03  # less than this is no gain
+_TIE_ELSEWHERE = 1.1  # by eager kernels, where others will run: a compiler fuses copies and picks kernels of its own
 _NOISE = 0.10  # two runs of one thing that differ by more say nothing about others
 _HEAVY = 0.05  # share of a plan's predicted time from which other ways of a step are tried
 _VARIANTS = 9  # changes that are tried at once
@@ -162,7 +163,8 @@ def _by_clock(
     written, seconds = last.seconds
     gain = last.gains[1]
     by = "measured" if inner is None else f"measured through {inner.name}" if compiled else "measured by eager kernels"
-    if last.sure[1] < _TIE:
+    least = _TIE if inner is None or compiled else _TIE_ELSEWHERE
+    if last.sure[1] < least:
         reason = f"{by}: the best other order gains {gain:.2f}x" if gain > 1 else f"{by}: nothing is faster"
         return Choice(None, written, written, True, reason)
     return Choice(best, written, seconds, True, f"{gain:.2f}x faster, {by}")

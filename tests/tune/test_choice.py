@@ -249,6 +249,13 @@ def test_eager_kernels_judge_where_compiling_takes_too_long(clock):
     assert report_of(layer(), tune="auto", inner="aot_eager").reason == "2.00x faster, measured by eager kernels"
 
 
+@pytest.mark.parametrize(("inner", "decision"), [("eager", "rewritten"), ("aot_eager", "kept")])
+def test_a_small_gain_by_other_kernels_than_those_that_will_run_is_none(clock, inner, decision):
+    clock(1.05e-3, 1e-3)
+    row = report_of(layer(), tune="auto", inner=inner)
+    assert row.decision == decision and "1.05x" in row.reason
+
+
 def test_a_backend_that_cannot_be_asked_costs_nothing_but_its_word(clock):
     calls = []
 
