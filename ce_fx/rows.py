@@ -100,7 +100,7 @@ def _only_counts(node: Node, reading: Reading) -> bool:
     ops = reading.ops.get(node, ())
     values = [op.meta["val"] for op in ops if _is_tensor(op)]
     whole = not any(value.is_floating_point() or value.is_complex() for value in values)
-    one = not any(value.ndim for value in values)
+    one = not any(n.meta["val"].ndim for op in ops for n in (op, *op.all_input_nodes) if _is_tensor(n))
     return bool(values) and (whole or one) and all(map(_is_sized, ops)) and not any(o.macs for o in ops_of_nodes(ops))
 
 

@@ -46,11 +46,11 @@ def floats_as_tensors(graph: Graph, reading: Reading) -> bool:
         number, other = reading.fakes.get(given), reading.fakes.get(others[0]) if others else None
         if not isinstance(number, Tensor) or not isinstance(other, Tensor) or other.dtype not in _EXACT:
             continue
-        if number.ndim or not number.is_floating_point() or number.device != other.device:
+        if number.ndim or not number.is_floating_point() or number.requires_grad or number.device != other.device:
             continue
-        with graph.inserting_before(user):
-            tensor = graph.call_method("to", (given, other.dtype))
-        tensor.meta = {**provenance(user), _READ: node}
+        with graph.inserting_after(node):  # where it is read: it may be written to behind
+            tensor = graph.call_method("to", (given, other.dtype), {"copy": True})
+        tensor.meta = {**provenance(node), _READ: node}
         user.replace_input_with(node, tensor)
         user.meta[_SCALED] = True
         changed = True

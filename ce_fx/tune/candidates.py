@@ -258,8 +258,19 @@ def to_be_timed(problem: Problem, program: Program, plans: Sequence[Plan], leave
         program: its sum, factored or as it is.
         plans: for its products.
         leaves: real tensors; one run of them tells the layout.
+
+    Raises:
+        LoweringError: a step has no exact form, or torch does not run it here.
     """
-    return _lowered(problem, program, plans, lambda module: module(*leaves))
+
+    def run(module: GraphModule) -> Tensor:
+        try:
+            result: Tensor = module(*leaves)
+        except RuntimeError as error:  # no memory, or no kernel for this dtype
+            raise LoweringError(f"torch does not run it ({error})") from error
+        return result
+
+    return _lowered(problem, program, plans, run)
 
 
 def _lowered(

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import ce_fx
-from ce_fx.tune import choice, remembered
+from ce_fx.lower.value import LoweringError
+from ce_fx.tune import candidates, choice, remembered
 from ce_fx.tune.candidates import Candidate
 from ce_fx.tune.cost import Cost
 from ce_fx.tune.race import Race
@@ -433,3 +434,17 @@ def test_all_rows_are_priced_by_the_calibration_that_one_of_them_asks_for(clock,
         first, second = ce_fx.audit(model, (torch.randn(X),), tune=True).layers
     assert measured and second.measured
     assert first.reason == "one convolution" and first.time_before > 1
+
+
+def test_a_way_that_torch_does_not_run_is_none(clock, monkeypatch):
+    """No kernel for a dtype, or no memory: the other ways are tried all the same."""
+    clock(2e-3, 1e-3)
+    problems = []
+    found = choice.candidates
+    monkeypatch.setattr(choice, "candidates", lambda problem: problems.append(problem) or found(problem))
+    report_of(layer())
+    best = found(problems[0])[0]
+    leaves = choice.random_leaves(problems[0])
+    assert candidates.to_be_timed(problems[0], best.program, best.plans, leaves).module(*leaves).shape
+    with pytest.raises(LoweringError, match="torch does not run it"):
+        candidates.to_be_timed(problems[0], best.program, best.plans, [leaf[:1] for leaf in leaves])
