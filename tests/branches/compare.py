@@ -29,7 +29,7 @@ def trace(model):
 
 
 class Picking:
-    """What is chosen for each region: the best, any, or as in production; and what was seen on the way.
+    """What is chosen for each region: the best draft, any, or as in production; and what was seen on the way.
 
     With "any" every candidate must be right, not only the one that is predicted to be the best, and some sums are kept
     so that their parts are decided by themselves.
@@ -41,17 +41,19 @@ class Picking:
     def choose(self, problem, tune, inner=None):
         if self.how == "real":
             return self.noted(problem, choices.choose(problem, tune, inner))
-        one = self.any_of(problem) if self.how == "any" else next(iter(choices.candidates(problem)), None)
+        one = self.one_of(problem)
         if self.how == "any" and len(problem.expression.terms) > 1 and self.rng.random() < 0.15:
             one = None
         seconds = problem.cost.seconds
         return self.noted(problem, choices.Choice(one, seconds, one.cost.seconds if one else seconds, False, "picked"))
 
-    def any_of(self, problem):
+    def one_of(self, problem):
         """One of the drafts, lowered alone: it is the lowering and pricing of all of them that takes long."""
         drafts = candidates.drafts(problem)
+        if self.how == "any":
+            drafts = self.rng.sample(drafts, len(drafts))
         error = None
-        for form, plans in self.rng.sample(drafts, len(drafts)):
+        for form, plans in drafts:
             try:
                 return candidates.candidate_of(problem, form, plans)
             except LoweringError as reason:
