@@ -31,9 +31,10 @@ from ce_fx.lower.emit import LoweringError, has_images
 from ce_fx.options import Options
 from ce_fx.rewrite import weight_only
 from ce_fx.tune.calibrate import time_model
-from ce_fx.tune.candidates import Candidate, Lowered, Problem, candidates, to_be_timed
+from ce_fx.tune.candidates import Candidate, Lowered, candidates, to_be_timed
 from ce_fx.tune.choice import other_ways, with_better_ways
 from ce_fx.tune.clock import plain_mode
+from ce_fx.tune.problem import Problem
 from ce_fx.tune.race import race
 from ce_fx.tune.runs import random_leaves, run_of
 

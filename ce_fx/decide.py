@@ -27,9 +27,10 @@ from ce_fx.plan.path_info import step_lines
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.sizes import symbol
-from ce_fx.tune.candidates import Problem, as_written, candidates
+from ce_fx.tune.candidates import as_written, candidates
 from ce_fx.tune.choice import Choice, by_prediction, can_be_timed, choose, kept_as_written
 from ce_fx.tune.cost import Cost, cost_of
+from ce_fx.tune.problem import Problem
 from ce_fx.tune.ranges import Alternatives
 from ce_fx.tune.remembered import key_of, recall, remember
 from ce_fx.tune.rescaled import planned_at

@@ -8,16 +8,13 @@ from functools import partial
 from math import inf
 from typing import TypeAlias
 
-import torch
 from torch import SymInt, Tensor
 from torch.fx import GraphModule, Node
 
 from ce_fx.algebra import Expression
 from ce_fx.algebra.canonical import canonical
-from ce_fx.algebra.derived import Derived
 from ce_fx.algebra.program import Program
 from ce_fx.capture.replay import replayed
-from ce_fx.lower.derive import POSITIVE
 from ce_fx.lower.multiply import CONVS
 from ce_fx.lower.precision import in_precision, is_cast
 from ce_fx.lower.recompute import saved_bytes
@@ -26,17 +23,16 @@ from ce_fx.lower.sums import candidate
 from ce_fx.lower.value import LoweringError
 from ce_fx.plan.candidates import make_plans
 from ce_fx.plan.kinds import kind_of
-from ce_fx.plan.modes import Mode
 from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.ops import Op
 from ce_fx.plan.plan import Plan, PlanError
-from ce_fx.plan.planner import Objective, make_plan, plan_of
+from ce_fx.plan.planner import make_plan, plan_of
 from ce_fx.plan.sums import Prices, build, networks, programs, with_steps
-from ce_fx.plan.time_model import TimeModel
 from ce_fx.plan.tree import Tree, splits_of, step_of
 from ce_fx.sizes import hint
 from ce_fx.tune.any_size import read_for_any_size
 from ce_fx.tune.cost import Cost, cost_of, every_time
+from ce_fx.tune.problem import Problem
 
 COUNT = 12
 """Plans that are lowered and priced."""
@@ -50,78 +46,6 @@ Draft: TypeAlias = tuple[Program, tuple[Plan, ...]]
 _HOPELESS = 3.0  # times the predicted cost of the best draft, from which one is not lowered
 _SLOWER = 1.1  # times the fastest, which saving memory in training may cost
 _PEAK = 4, 1 << 26  # a candidate may need this many times the memory of what is written, and 64 MB
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One region: what it computes, on what, and what is known of it.
-
-    Attributes:
-        expression: what is computed.
-        operands: what the planner knows of each leaf, the derived ones last.
-        leaves: fake values of the leaves that are given, symbolic sizes by their hints.
-        derived: the leaves that are computed from these.
-        output: fake value of the result as written.
-        written: the region's own nodes as a module of the leaves.
-        cost: of the nodes as written.
-        objective: what is minimised.
-        memory_limit: bytes that no intermediate may exceed.
-        training: the backward counts.
-        fold: what depends on weights only is computed once for many runs and does not count.
-        model: predicts seconds.
-        precision: the dtype to which autocast casts the operands of products, None without autocast.
-        symbolic: fake values of the leaves with their symbolic sizes; none where there are no such sizes.
-        checkpoint: nothing is kept for the backward, which recomputes.
-        guards: a plan may ask that no factor of a symbolic size is 1.
-        matmuls: what can be a matmul is one: convolutions round their operands on this device, and none is written.
-    """
-
-    expression: Expression
-    operands: tuple[Operand, ...]
-    leaves: tuple[Tensor, ...]
-    derived: tuple[Derived, ...]
-    output: Tensor
-    written: GraphModule
-    cost: Cost
-    objective: Objective
-    memory_limit: int | None
-    training: bool
-    fold: bool
-    model: TimeModel
-    precision: torch.dtype | None = None
-    symbolic: tuple[Tensor, ...] = ()
-    checkpoint: bool = False
-    matmuls: bool = False
-    guards: bool = False
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element."""
-        return (self.precision or self.leaves[0].dtype).itemsize
-
-    @property
-    def mode(self) -> Mode:
-        """What the planner weighs steps by."""
-        if self.fold:
-            return "fold"
-        if not self.training or not any(operand.needs_grad for operand in self.operands):
-            return "forward"
-        return "checkpoint" if self.checkpoint else "train"
-
-    @property
-    def saves(self) -> bool:
-        """Whether what is saved for the backward is to be little."""
-        return self.objective == "memory" and self.mode == "train"
-
-    @property
-    def constant(self) -> frozenset[int]:
-        """Numbers of the leaves whose work is done once."""
-        return frozenset(n for n, operand in enumerate(self.operands) if self.fold and operand.constant)
-
-    @property
-    def positive(self) -> frozenset[int]:
-        """Numbers of the leaves that are positive, as a variance is."""
-        return frozenset(n for leaf in self.derived if leaf.kind in POSITIVE for n in leaf.sources)
 
 
 @dataclass(frozen=True)

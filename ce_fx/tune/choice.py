@@ -21,9 +21,10 @@ from ce_fx.plan.modes import grads, runs
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
 from ce_fx.plan.ways import ops_of_way, ways_of
-from ce_fx.tune.candidates import Candidate, Lowered, Problem, candidate_of, candidates, to_be_timed
+from ce_fx.tune.candidates import Candidate, Lowered, candidate_of, candidates, to_be_timed
 from ce_fx.tune.clock import plain_mode
 from ce_fx.tune.machine import untimed
+from ce_fx.tune.problem import Problem
 from ce_fx.tune.race import Race, race
 from ce_fx.tune.runs import Inner, compiled_runs, forward_of, random_leaves, run_of
 

@@ -15,8 +15,9 @@ from ce_fx.plan.plan import Plan
 from ce_fx.plan.sums import build
 from ce_fx.plan.tree import Tree, subset_of
 from ce_fx.tune import machine, store
-from ce_fx.tune.candidates import Candidate, Problem, candidate_of, networks_of, plans_on
+from ce_fx.tune.candidates import Candidate, candidate_of, networks_of, plans_on
 from ce_fx.tune.choice import Choice
+from ce_fx.tune.problem import Problem
 
 log = logging.getLogger(__name__)
 

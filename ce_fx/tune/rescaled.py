@@ -11,7 +11,8 @@ from ce_fx.lower.value import LoweringError
 from ce_fx.plan.plan import PlanError
 from ce_fx.plan.sums import build
 from ce_fx.sizes import assuming, hint
-from ce_fx.tune.candidates import Candidate, Problem, candidate_of, drafts, plans_on
+from ce_fx.tune.candidates import Candidate, candidate_of, drafts, plans_on
+from ce_fx.tune.problem import Problem
 from ce_fx.tune.symbolic import at_hints, values_of
 
 

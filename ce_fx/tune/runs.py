@@ -20,7 +20,7 @@ from ce_fx.lower.extract import copy_of
 from ce_fx.lower.hoist import Facts, hoist
 from ce_fx.lower.recompute import recomputed
 from ce_fx.lower.verify import random_like
-from ce_fx.tune.candidates import Problem
+from ce_fx.tune.problem import Problem
 
 log = logging.getLogger(__name__)
 
