@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
 from ce_fx.at_sight import holds_product, nothing_to_reorder
-from ce_fx.capture.floats import floats_again, floats_as_tensors, scaled_by_floats
+from ce_fx.capture.floats import floats_again, floats_as_tensors, users_of_floats
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
 from ce_fx.capture.modules import open_modules
 from ce_fx.capture.reading import Reading, ambient, read
@@ -139,7 +139,7 @@ def _reported(
 
 def _read(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule, Reading]:
     """The graph to work on, and its reading: the graph itself, or a copy in other words that can be lifted."""
-    if writes_to_slices(gm.graph) or scaled_by_floats(gm.graph):
+    if writes_to_slices(gm.graph) or users_of_floats(gm.graph):
         work = copy_of(gm)
         reading = read(work, example_inputs)
         if any([floats_as_tensors(work.graph, reading), out_of_place(work.graph, reading)]):

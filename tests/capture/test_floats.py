@@ -1,10 +1,12 @@
 """Numbers that a graph reads from tensors: what they scale is a product, as long as it means the same."""
 
+import copy
 import operator
 
 import pytest
 import torch
 from torch.fx import Graph, GraphModule
+from torch.nn import functional
 
 import ce_fx
 
@@ -66,3 +68,54 @@ def test_half_precision_is_left_alone(dtype):
 def test_whole_numbers_are_left_alone():
     gm, given = graph_of(), [*inputs()[:3], torch.tensor(3)]
     assert uses_of_number(rewritten(gm, given)) == [1]
+
+
+class Branches(torch.nn.Module):
+    """RepVGG: a 3x3 and a 1x1 convolution and the input, each normalised."""
+
+    def __init__(self, channels=8):
+        super().__init__()
+        self.kernels = torch.nn.ModuleList(torch.nn.Conv2d(channels, channels, k, padding=k // 2) for k in (3, 1))
+        self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(channels, eps=0.3) for _ in range(3))
+
+    def forward(self, x):
+        return sum(norm(part) for norm, part in zip(self.norms, [*(k(x) for k in self.kernels), x], strict=True))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_eps_of_a_batch_norm_is_no_border(training, half):
+    """Under `dynamic=True` it is a float that is known only when the graph runs."""
+    model = Branches().double().train(training)
+    x = torch.randn(3, 8, 9, 9, dtype=torch.float64)
+    if half:
+        model, x = model.to(torch.bfloat16), x.to(torch.bfloat16)
+    graphs = []
+
+    def inner(gm, example_inputs):
+        graphs.append(gm)
+        return gm.forward
+
+    options = {"inner": inner, "objective": "flops", "tune": False}
+    fast = torch.compile(copy.deepcopy(model), backend="ce_fx", dynamic=True, options=options)
+    torch.testing.assert_close(fast(x), model(x))
+    torch.testing.assert_close(fast(x[:2]), model(x[:2]))
+    calls = [node.target for node in graphs[0].graph.nodes]
+    assert sum(target in (torch.conv2d, functional.conv2d) for target in calls) == (2 if training or half else 1)
+    assert (functional.batch_norm in calls) == (training or half)
+    assert (torch.maximum in calls) == (not training and not half), "what is as written has no other words"
+
+
+def test_eps_as_written_where_nothing_is_rewritten():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.BatchNorm1d(4, eps=0.3)).eval()
+    graphs = []
+
+    def inner(gm, example_inputs):
+        graphs.append(gm)
+        return gm.forward
+
+    fast = torch.compile(model, backend="ce_fx", dynamic=True, options={"inner": inner, "tune": False})
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(fast(x), model(x))
+    (norm,) = graphs[0].graph.find_nodes(op="call_function", target=functional.batch_norm)
+    assert norm.args[-1].target == "item"
