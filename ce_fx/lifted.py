@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from ce_fx.algebra import Expression
 from ce_fx.algebra.printer import to_string
 from ce_fx.at_sight import holds_product
+from ce_fx.capture.asserts import without_asserts
 from ce_fx.capture.export import capture
 from ce_fx.capture.reading import read
 from ce_fx.lift.regions import find_regions
@@ -35,6 +36,7 @@ def lift(model_or_gm: torch.nn.Module, example_inputs: Sequence[Any]) -> GraphMo
         gm = copy_of(model_or_gm)
     else:
         gm = copy_of(capture(model_or_gm, tuple(example_inputs)))
+    without_asserts(gm.graph)
     inputs = list(example_inputs)
     found = find_regions(gm.graph, read(gm, inputs))
     replaced: dict[Node, Node] = {}

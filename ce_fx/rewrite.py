@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
 from ce_fx.at_sight import holds_product, nothing_to_reorder
+from ce_fx.capture.asserts import asserted, without_asserts
 from ce_fx.capture.floats import floats_again, floats_as_tensors, users_of_floats
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
 from ce_fx.capture.modules import open_modules
@@ -139,10 +140,11 @@ def _reported(
 
 def _read(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule, Reading]:
     """The graph to work on, and its reading: the graph itself, or a copy in other words that can be lifted."""
-    if writes_to_slices(gm.graph) or users_of_floats(gm.graph):
+    if asserted(gm.graph) or writes_to_slices(gm.graph) or users_of_floats(gm.graph):
         work = copy_of(gm)
         reading = read(work, example_inputs)
-        if any([floats_as_tensors(work.graph, reading), out_of_place(work.graph, reading)]):
+        changes = without_asserts(work.graph), floats_as_tensors(work.graph, reading), out_of_place(work.graph, reading)
+        if any(changes):
             return work, read(work, example_inputs)
     return gm, read(gm, example_inputs)
 

@@ -26,9 +26,13 @@ from ce_fx.algebra import (
 from ce_fx.algebra.canonical import collected
 from ce_fx.algebra.regroup import Fresh, Table, regroup, unify
 from ce_fx.lift.refusal import Refusal
+from ce_fx.lift.roll import rounds
 
 MOST = 64
-"""Products in one sum; a region does not grow beyond."""
+"""Products in one sum; a region does not grow beyond, unless they are rounds of a loop that becomes one product."""
+
+LONGEST = 256
+"""Rounds of a loop that was unrolled; each is added to the sum of those before."""
 
 
 class Refused(Exception):
@@ -77,7 +81,7 @@ class Builder:
 
     def product(self, axes: tuple[Axis, ...]) -> Expression:
         """The product of all operands over some output axes: every product of one term of each."""
-        if prod(len(expression.terms) for expression in self.expressions) > MOST:
+        if prod(len(expression.terms) for expression in self.expressions) > LONGEST:
             raise Refused(f"more than {MOST} products in one sum")
         kept = set(flat(axes))
         summed = {i for expression in self.expressions for i in flat(expression.axes) if i not in kept}
@@ -265,7 +269,7 @@ def _multiplied(terms: Iterable[Term], summed: set[Index]) -> Term:
 def _total(axes: tuple[Axis, ...], terms: Iterable[Term]) -> Expression:
     """Terms over common axes; equal ones are added up."""
     all_terms = tuple(terms)
-    if len(all_terms) > MOST:
+    if len(all_terms) > LONGEST or (len(all_terms) > MOST and len(rounds(all_terms, flat(axes))) > MOST):
         raise Refused(f"more than {MOST} products in one sum")
     whole = collected(Expression(_with_positions(axes, [w for term in all_terms for w in term.windows]), all_terms))
     if not whole.terms:

@@ -256,7 +256,8 @@ class _Growth:
         """
         tensor_of = self.reading.fakes
         own: dict[int, Node] = {}
-        for operand in (n for node in nodes for n in node.all_input_nodes if n not in nodes):
+        inside = set(nodes)
+        for operand in (n for node in nodes for n in node.all_input_nodes if n not in inside):
             if not isinstance(self.reading.values.get(operand), Node):
                 continue
             if own.setdefault(id(tensor_of[operand]), operand) is not operand:

@@ -7,7 +7,7 @@ count up together from one product to the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from ce_fx.algebra import Expression, Index, Term, Window, flat
@@ -22,11 +22,22 @@ def rolled(expression: Expression, fresh: Callable[[str, int], Index]) -> Expres
         fresh: makes an index.
     """
     kept = frozenset(flat(expression.axes))
-    groups: dict[object, list[Term]] = {}
-    for term in expression.terms:
-        groups.setdefault(_alike(term, kept), []).append(term)
-    terms = [new for group in groups.values() for new in _runs(group, kept, fresh)]
+    terms = [new for group in rounds(expression.terms, kept) for new in _runs(group, kept, fresh)]
     return replace(expression, terms=tuple(terms)) if len(terms) < len(expression.terms) else expression
+
+
+def rounds(terms: Iterable[Term], kept: Iterable[Index]) -> list[list[Term]]:
+    """Products in groups that differ in picked positions only: each may be one loop.
+
+    Args:
+        terms: the products of a sum.
+        kept: the indices of its result.
+    """
+    held = frozenset(kept)
+    groups: dict[object, list[Term]] = {}
+    for term in terms:
+        groups.setdefault(_alike(term, held), []).append(term)
+    return list(groups.values())
 
 
 def _picks(term: Term, kept: frozenset[Index]) -> list[Window]:

@@ -63,13 +63,19 @@ def cost_of(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bo
         ops = ops_of_nodes([node])
         runs = 2 if checkpoint and node is not last else 1
         grads = gradients_of(node) if training else 0
-        once = sum(op.macs for op in ops)
+        once = sum(op.macs for op in ops) * real_products(node)
         forward += once
         macs += once * (runs + grads)
         first += model.seconds(ops)
         seconds += model.seconds(ops, grads, runs)
     peak = max((elements_of(node) for node in nodes if counted(node)), default=0)
     return Cost(2 * macs, peak * itemsize, seconds, 2 * forward, first)
+
+
+def real_products(node: Node) -> int:
+    """Real multiply-adds for one of a node's numbers: four where they are complex."""
+    value = node.meta["val"]
+    return 4 if isinstance(value, Tensor) and value.is_complex() else 1
 
 
 def every_time(nodes: Sequence[Node], done: Collection[object]) -> list[Node]:

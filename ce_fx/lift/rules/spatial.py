@@ -188,7 +188,7 @@ def _by_matrix(
         operands: where leaves are from.
         constants: the weights of every o sum to 1, so that what does not depend on i stays as it is.
     """
-    if _slid_over(x, dim):
+    if slid_over(x, dim):
         raise Refused("a resize, or a pool of uneven weights, after a convolution that slides over the same axis")
     if constants and shape[0] == 1:  # one position is repeated
         axes = (*x.axes[:dim], (*x.axes[dim], operands.fresh("h", shape[1])), *x.axes[dim + 1 :])
@@ -208,7 +208,7 @@ def _pooled(x: Expression, dim: int, pool: _Pool, operands: Operands) -> Express
     """An average pool along one axis, in the first form that is exact here."""
     if pool.kernel == pool.stride == 1 and pool.pad == 0:
         return x
-    if _slid_over(x, dim) and pool.even:
+    if slid_over(x, dim) and pool.even:
         return _by_window(x, dim, pool, operands)
     forms = [form for form, exact in ((_by_parts, pool.apart), (_by_window, pool.even)) if exact]
     for form in forms:
@@ -220,6 +220,15 @@ def _pooled(x: Expression, dim: int, pool: _Pool, operands: Operands) -> Express
     leaf = Derived("avg_pool", (), params)
     means = pool.pad == 0 or not pool.counted
     return _by_matrix(x, dim, leaf, (pool.size, pool.out), operands, constants=means)
+
+
+def averaged(x: Expression, dim: int, size: int, operands: Operands) -> Expression:
+    """The mean over all positions of an axis, which keeps one.
+
+    Raises:
+        Refused: it has no exact form.
+    """
+    return _pooled(x, dim, _Pool(size, 1, size, size), operands)
 
 
 def _by_parts(x: Expression, dim: int, pool: _Pool, operands: Operands) -> Expression:
@@ -259,7 +268,7 @@ def _with_axis(builder: Builder, dim: int, axis: tuple[Index, ...], terms: tuple
     return builder.total(axes)
 
 
-def _slid_over(x: Expression, dim: int) -> bool:
+def slid_over(x: Expression, dim: int) -> bool:
     """Whether an axis holds positions that a kernel slides over."""
     outs = {window.out for term in x.terms for window in term.windows if window.taps}
     return any(index in outs and index.size != 1 for index in x.axes[dim])

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ce_fx.algebra import Expression, Term, scale
+from ce_fx.algebra import Expression, Term, axis_size, scale
 from ce_fx.lift.arguments import arguments, is_number
-from ce_fx.lift.products import add, contract, elementwise
+from ce_fx.lift.products import Refused, add, contract, elementwise
 from ce_fx.lift.refusal import Refusal
 from ce_fx.lift.registry import Operands, fake_of, lifts
+from ce_fx.lift.rules.spatial import averaged, slid_over
 
 aten = torch.ops.aten
 
@@ -84,7 +85,11 @@ def over_axes(node: Node, operands: Operands) -> Expression | Refusal:
         return Refusal(f"a sum from {source.dtype} to {fake_of(node).dtype}")
     dims, keep = _dims(node, source.ndim)
     axes = list(range(source.ndim))
-    result = contract((operands.tensor(x),), (axes,), [a for a in axes if a not in dims], operands.fresh)
+    try:
+        operand = _without_positions(operands.tensor(x), dims, operands)
+    except Refused as refused:
+        return Refusal(str(refused))
+    result = contract((operand,), (axes,), [a for a in axes if a not in dims], operands.fresh)
     if isinstance(result, Refusal):
         return result
     if node.target in (aten.mean.default, aten.mean.dim):
@@ -96,6 +101,15 @@ def over_axes(node: Node, operands: Operands) -> Expression | Refusal:
         rest = iter(result.axes)
         result = Expression(tuple(() if a in dims else next(rest) for a in axes), result.terms)
     return result
+
+
+def _without_positions(x: Expression, dims: Sequence[int], operands: Operands) -> Expression:
+    """The operand with each summed axis over which a kernel slides as the one position of its sum: a pool of all."""
+    for dim in dims:
+        size = axis_size(x.axes[dim])
+        if slid_over(x, dim) and not any(index.symbol for index in x.axes[dim]):
+            x = scale(averaged(x, dim, size, operands), size)
+    return x
 
 
 def _dims(node: Node, ndim: int) -> tuple[list[int], bool]:

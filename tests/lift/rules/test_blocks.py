@@ -1,5 +1,7 @@
 """Slices, concatenations and zero padding, by definition and through the whole pass."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -182,7 +184,11 @@ def test_segformers_fusion_becomes_a_sum_at_low_resolution():
 
 def unrolled(x, a, b, c):
     """CP of a matrix, one rank-1 product after the other."""
-    return sum(torch.outer(x @ a[r], b[:, r]) * c[r] for r in range(3))
+    return _rounds(3, x, a, b, c)
+
+
+def _rounds(rank, x, a, b, c):
+    return sum(torch.outer(x @ a[r], b[:, r]) * c[r] for r in range(rank))
 
 
 def test_an_unrolled_loop_becomes_one_product():
@@ -190,6 +196,18 @@ def test_an_unrolled_loop_becomes_one_product():
     region = assert_lifts(unrolled, *inputs, terms=1, factors=4)
     assert not region.derived
     assert_exact(unrolled, *inputs)
+
+
+def test_a_long_loop_becomes_one_product_and_as_many_other_products_are_too_many():
+    function = lambda x, a, b, c: _rounds(100, x, a, b, c)  # noqa: E731
+    (region,) = regions_of(function, rand(4, 5), rand(100, 5), rand(6, 100), rand(100))[0].regions
+    assert [len(term.factors) for term in region.expression.terms] == [4] and not region.derived
+
+    def others(x, a):  # a polynomial: every product has another degree
+        return functools.reduce(lambda y, _: y * a + x, range(70), x)
+
+    found, _ = regions_of(others, rand(3, 3), rand(3, 3))
+    assert max(len(region.expression.terms) for region in found.regions) <= 64
 
 
 @pytest.mark.parametrize(

@@ -152,3 +152,43 @@ def _failing(whole, region, context):
     if len(context.decided) == 0:
         raise RuntimeError("planted")
     return whole(region, context)
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        lambda y: y.mean((2, 3)),
+        lambda y: y.sum((2, 3)),
+        lambda y: y.mean(-1, keepdim=True),
+        lambda y: y.sum(2),
+        lambda y: y.mean((0, 2, 3)),
+        lambda y: y.sum((1, 2, 3)),
+    ],
+)
+def test_positions_of_a_convolution_are_summed(reduce):
+    """A mean over all positions is a pool of all: channels are mixed behind it."""
+
+    def function(x, w, b, v):
+        return reduce(F.conv2d(F.conv2d(x, w, b, stride=2, padding=1), v))
+
+    inputs = rand(2, 3, 9, 8), rand(6, 3, 3, 3), rand(6), rand(4, 6, 1, 1)
+    found, _ = regions_of(function, *inputs)
+    assert len(found.regions) == 1 and not found.refusals
+    assert_exact(function, *inputs)
+    leaves = [x.requires_grad_() for x in inputs]
+    fast = ce_fx.rewrite(torch.fx.symbolic_trace(function), leaves, objective="flops", tune=False)
+    gradients = [torch.autograd.grad(run(*leaves).square().sum(), leaves) for run in (function, fast)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+def test_complex_products_are_planned_and_count_four_real_ones():
+    def chain(x, a, b):
+        return x @ a @ b
+
+    x, a, b = (torch.randn(shape, dtype=torch.complex128, requires_grad=True) for shape in ((40, 8), (8, 9), (9, 2)))
+    fast = ce_fx.rewrite(torch.fx.symbolic_trace(chain), (x, a, b), objective="flops", tune=False)
+    assert fast.code != torch.fx.symbolic_trace(chain).code
+    gradients = [torch.autograd.grad(run(x, a, b).abs().square().sum(), (x, a, b)) for run in (chain, fast)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    (row,) = ce_fx.audit(torch.fx.symbolic_trace(chain), (x.detach(), a.detach(), b.detach())).layers
+    assert row.flops_before == 8 * (40 * 8 * 9 + 40 * 9 * 2)
