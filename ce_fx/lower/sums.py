@@ -25,7 +25,7 @@ def candidate(
     derived: Sequence[Derived] = (),
     order: Sequence[int] | None = None,
 ) -> GraphModule:
-    """A module that evaluates a program of its inputs, in torch functions only.
+    """A module that evaluates a program of its inputs, in torch functions only; what products share runs once.
 
     Args:
         program: the steps; leaves that are derived are counted among its leaves.
@@ -45,8 +45,20 @@ def candidate(
         values.append(_emit_step(step, into, values, queue, order if n == len(program.steps) else None))
     graph.output(values[-1])
     graph.eliminate_dead_code()
+    _once(graph)
     graph.lint()
     return GraphModule(torch.nn.Module(), graph)
+
+
+def _once(graph: Graph) -> None:
+    """Equal calls become one: all are pure. torch's `CSEPass` asks for arguments that can be hashed; slices cannot."""
+    first: dict[tuple[object, ...], Node] = {}
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            same = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+            if same is not node:
+                node.replace_all_uses_with(same)
+                graph.erase_node(node)
 
 
 class _Into(NamedTuple):

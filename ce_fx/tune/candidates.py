@@ -27,6 +27,7 @@ from ce_fx.plan.network import Network, Operand
 from ce_fx.plan.ops import Op
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.planner import make_plan, plan_of
+from ce_fx.plan.shared import shared_plans
 from ce_fx.plan.sums import Prices, build, networks, programs, with_steps
 from ce_fx.plan.tree import Tree, splits_of, step_of
 from ce_fx.sizes import hint
@@ -277,27 +278,32 @@ def drafts(problem: Problem) -> list[Draft]:
         return [replace(plan, network=network) for plan in known[key]]
 
     forms = _forms(problem, lambda network: plans_of(network, 1)[0].cost)
-    found: list[Draft] = []
+    found: list[tuple[Draft, float]] = []
     for program in forms:
         each = networks_of(problem, program)
         best = [plans_of(network, 1)[0] for network in each]
         if not each:
-            found.append((program, ()))
+            found.append(((program, ()), 0.0))
             continue
         widest = max(range(len(each)), key=lambda n: (each[n].n > 2, best[n].cost))
         count = COUNT if program is forms[0] else max(2, COUNT // len(forms))
+        shared = shared_plans(
+            each, objective=problem.objective, mode=mode, time_model=problem.model, memory_limit=limit
+        )
+        if shared is not None:
+            found.append(((program, tuple(shared[0])), shared[1]))
         for plan in plans_of(each[widest], count):
-            found.append((program, tuple(plan if n == widest else one for n, one in enumerate(best))))
+            plans = tuple(plan if n == widest else one for n, one in enumerate(best))
+            found.append(((program, plans), sum(plan.cost for plan in plans)))
     return _promising(found)
 
 
-def _promising(found: list[Draft]) -> list[Draft]:
+def _promising(found: list[tuple[Draft, float]]) -> list[Draft]:
     """The drafts whose products cost least, the best of each program first; lowering one takes a tenth of a second."""
-    costs = [sum(plan.cost for plan in plans) for _, plans in found]
-    limit = _HOPELESS * min(costs)
-    first = {id(program): n for n, (program, _) in reversed(list(enumerate(found)))}
-    order = sorted(range(len(found)), key=lambda n: (n not in first.values(), costs[n]))
-    return [found[n] for n in order if costs[n] <= limit or n == 0][:COUNT]
+    limit = _HOPELESS * min(cost for _, cost in found)
+    first = {id(program): n for n, ((program, _), _) in reversed(list(enumerate(found)))}
+    order = sorted(range(len(found)), key=lambda n: (n not in first.values(), found[n][1]))
+    return [found[n][0] for n in order if found[n][1] <= limit or n == 0][:COUNT]
 
 
 def _forms(problem: Problem, product: Callable[[Network], float]) -> list[Program]:
