@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from ce_fx.plan.path_info import step_lines
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.sizes import symbol
-from ce_fx.tune.candidates import as_written, candidates
+from ce_fx.tune.candidates import as_written, candidates, drafts
 from ce_fx.tune.choice import Choice, by_prediction, can_be_timed, choose, kept_as_written
 from ce_fx.tune.cost import Cost, cost_of
 from ce_fx.tune.problem import Problem
@@ -38,6 +38,10 @@ from ce_fx.tune.runs import Inner
 from ce_fx.tune.symbolic import at_hints, is_symbolic
 
 log = logging.getLogger(__name__)
+
+
+_MARGIN_AGAIN = 1.03
+"""Times faster that a region must be for computing again what it could read."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,41 @@ def decide(region: Region, context: Context) -> Decision | None:
     return context.decided[key]
 
 
+def decide_again(
+    region: Region, decision: Decision, wider: Sequence[Region], context: Context
+) -> tuple[Region, Decision]:
+    """The better of a decision and those for the regions in its place that compute again what others read too.
+
+    Args:
+        region: what reads these values.
+        decision: what was decided about it.
+        wider: `Regions.again` of its result.
+        context: of the graph.
+    """
+    best = region, decision
+    for wide in wider if context.options.objective != "memory" and not context.checkpoint else ():
+        if decision.mismatch or not _has_fewer_flops(wide, best[1], context):
+            continue
+        other = decide(wide, context)
+        if other is None or other.candidate is None:
+            continue
+        both = [one.after.of(context.options.objective) for one in (other, best[1])]
+        if best[1].candidate is None or (other.measured == best[1].measured and _MARGIN_AGAIN * both[0] < both[1]):
+            names = ", ".join(leaf.name for leaf in wide.leaves if leaf in wide.again)
+            best = wide, replace(other, reason=f"{other.reason}; computes {names} again, which others read too")
+    return best
+
+
+def _has_fewer_flops(region: Region, decision: Decision, context: Context) -> bool:
+    """Whether the FLOPs alone leave room for a gain: most often they do not, and nothing more is planned."""
+    try:
+        found = drafts(replace(problem_of(region, context), objective="flops"))
+    except Exception as error:  # the region that reads the value has been decided about, and is not lost
+        log.debug("%s is not looked at: %s: %s", region.expression, type(error).__name__, error)
+        return False
+    return 2 * min(sum(plan.cost for plan in plans) for _, plans in found) < decision.after.flops
+
+
 def undecided(region: Region, context: Context, reason: str) -> Decision | None:
     """A region kept as written without a look at it; None if it holds no product."""
     if not holds_product(region):
@@ -171,8 +210,9 @@ def _decide(region: Region, context: Context) -> Decision:
     if choice.candidate is None:
         return _keep(text, before, choice.reason, measured=choice.measured, alternatives=alternatives)
     module = choice.candidate.module
+    whole = _extracted(region, context, (*region.again, *region.nodes)) if region.again else problem.written
     if context.options.verify:
-        difference = mismatch(problem.written, module, problem.leaves, length(region), problem.positive)
+        difference = mismatch(whole, module, problem.leaves, length(region), problem.positive)
         if difference is not None:
             warnings.warn(
                 f"ce_fx: {text} was planned wrongly ({difference}); it runs as written. Please report this.",
@@ -181,7 +221,7 @@ def _decide(region: Region, context: Context) -> Decision:
             return _keep(text, before, f"verification failed: {difference}", mismatch=True)
     if dtype.itemsize == 2 or rounded(problem.leaves[0].device, dtype):
         weights = [n for n, operand in enumerate(problem.operands) if operand.constant]
-        worse = less_accurate(problem.written, module, problem.leaves, problem.positive, weights)
+        worse = less_accurate(whole, module, problem.leaves, problem.positive, weights)
         if worse is not None:
             return _keep(text, before, worse)
     steps = tuple(line for plan in choice.candidate.plans for line in step_lines(plan))
@@ -257,7 +297,6 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
     """A region as a problem to choose for, by a time model that is calibrated now or as it is."""
     fakes = tuple(context.fakes[leaf] for leaf in region.leaves)
     leaves = at_hints(fakes)
-    autocast = (leaves[0].device, region.precision) if region.precision else None
     given = [
         Operand(constant=leaf in context.constant, needs_grad=context.training and fake.requires_grad)
         for leaf, fake in zip(region.leaves, leaves, strict=True)
@@ -272,7 +311,7 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
         leaves=leaves,
         derived=region.derived,
         output=context.fakes[region.output],
-        written=extract(context.gm, region.nodes, region.leaves, context.fakes, autocast),
+        written=_extracted(region, context, region.nodes),
         cost=_as_written(region, context, calibrate),
         objective=context.options.objective,
         memory_limit=context.options.memory_limit,
@@ -286,6 +325,13 @@ def problem_of(region: Region, context: Context, calibrate: bool = False) -> Pro
         guards=context.guards,
     )
     return replace(problem, cost=replace(problem.cost, saved=_saved(problem))) if problem.saves else problem
+
+
+def _extracted(region: Region, context: Context, nodes: Sequence[Node]) -> GraphModule:
+    """Some nodes that compute the value of a region from its leaves, as they are written."""
+    device = context.fakes[region.leaves[0]].device
+    autocast = (device, region.precision) if region.precision else None
+    return extract(context.gm, nodes, region.leaves, context.fakes, autocast)
 
 
 def _saved(problem: Problem) -> int:

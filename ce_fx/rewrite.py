@@ -21,7 +21,7 @@ from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_sli
 from ce_fx.capture.modules import open_modules
 from ce_fx.capture.reading import Reading, ambient, read
 from ce_fx.checkpointing import with_recomputation
-from ce_fx.decide import Context, Decision, decide, unchanged, undecided
+from ce_fx.decide import Context, Decision, decide, decide_again, unchanged, undecided
 from ce_fx.guards import Guards, guard_above_one, guard_close, has_given_ranges
 from ce_fx.inner import recompute_as_eager
 from ce_fx.lift.region import Region, Regions, whole_parts
@@ -182,7 +182,9 @@ def _decisions(found: Regions, context: Context) -> list[tuple[Region, Decision]
     slow = 2.0 if verbose is None else 0.0  # seconds until it shows
     order = sorted(enumerate(found.regions), key=lambda each: _is_kept_at_sight(each[1]))
     with tqdm(order, desc="ce_fx: planning", unit="region", disable=hidden, delay=slow, leave=False) as bar:
-        decided = {number: _until_stopped(region, context) for number, region in bar}
+        decided = {
+            number: _until_stopped(region, found.again.get(region.output, ()), context) for number, region in bar
+        }
     return [pair for _, pairs in sorted(decided.items()) for pair in pairs]
 
 
@@ -193,14 +195,17 @@ def _is_kept_at_sight(region: Region) -> bool:
         return False
 
 
-def _until_stopped(region: Region, context: Context) -> list[tuple[Region, Decision]]:
+def _until_stopped(region: Region, wider: Sequence[Region], context: Context) -> list[tuple[Region, Decision]]:
     """The decision for a region; after Ctrl-C what is not decided yet is kept, and what is decided holds.
 
     Planning can take long, and is not what a user wants to lose a run for. A second Ctrl-C comes when the model runs.
     """
     try:
         if not context.stopped:
-            return _decided(region, context)
+            decided = _decided(region, context)
+            if len(decided) == 1 and decided[0][0] is region:
+                return [decide_again(*decided[0], wider, context)]
+            return decided
     except KeyboardInterrupt:
         context.stopped = True
         warnings.warn(f"ce_fx: {STOPPED}; what was planned before is used", stacklevel=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.fx import Node
@@ -30,6 +30,7 @@ class Region:
         derived: leaves `len(leaves)` and on, which are computed from others.
         border: why the region could not grow into the operands it stops at, or None where it simply begins.
         parts: the regions that it grew from, each of which could be replaced by itself.
+        again: nodes outside it that the expression computes once more; their results are leaves that it does not hold.
     """
 
     output: Node
@@ -44,6 +45,7 @@ class Region:
     parts: tuple[Region, ...] = ()
     partial: bool = False
     precision: torch.dtype | None = None
+    again: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ class Regions:
     Attributes:
         regions: in graph order, each as large as it could grow.
         refusals: own nodes that stay as they are although one of their ops has a rule, with the reason.
+        again: for the result of a region, others in its place that compute again what it reads of others.
     """
 
     regions: tuple[Region, ...]
     refusals: dict[Node, Refusal]
+    again: dict[Node, tuple[Region, ...]] = field(default_factory=dict)
 
 
 def whole_parts(region: Region) -> Iterator[Region]:

@@ -26,6 +26,7 @@ from ce_fx.algebra import Expression
 from ce_fx.algebra.derived import Derived
 from ce_fx.capture.reading import Reading, written
 from ce_fx.lift import rules as _rules  # noqa: F401  (importing it fills the table)
+from ce_fx.lift.again import computing_again
 from ce_fx.lift.blocks import Part, resolved
 from ce_fx.lift.products import drop_ones
 from ce_fx.lift.refusal import Refusal
@@ -86,7 +87,9 @@ class _Growth:
             self.grown[node] = result
             self.absorbed.update(n for n in result.nodes if n is not node)
         whole = [r for node, region in self.grown.items() if node not in self.absorbed for r in whole_parts(region)]
-        return Regions(tuple(sorted(whole, key=lambda region: self.order[region.output])), self.refusals)
+        whole.sort(key=lambda region: self.order[region.output])
+        again = computing_again(whole, self.order.__getitem__, lambda output, nodes: self._lift(output, nodes, (), ()))
+        return Regions(tuple(whole), self.refusals, again)
 
     def _readable(self, node: Node) -> bool:
         """Whether a node is an op that gives one tensor."""
