@@ -18,10 +18,12 @@ from ce_fx.lift.region import Region, most_in_one_product, with_leaves
 
 Lift: TypeAlias = Callable[[Node, Sequence[Node]], "Region | Refusal"]
 """`lift(output, nodes)`: some nodes, in graph order, as one region."""
+Changed: TypeAlias = Callable[[Sequence[Node], Sequence[Node]], "Refusal | None"]
+"""`changed(leaves, nodes)`: why what some nodes read is not what it was before them."""
 
 
 def computing_again(
-    regions: Sequence[Region], order: Callable[[Node], int], lift: Lift
+    regions: Sequence[Region], order: Callable[[Node], int], lift: Lift, changed: Changed
 ) -> dict[Node, tuple[Region, ...]]:
     """For the result of a region, regions in its place that compute again what it reads of others.
 
@@ -29,17 +31,21 @@ def computing_again(
         regions: those of a graph.
         order: the place of a node in the graph.
         lift: reads some nodes as one region.
+        changed: a value that was written to after it was computed is not computed again.
     """
     of = {region.output: region for region in regions}
-    found = {region.output: tuple(_wider(region, of, order, lift)) for region in regions}
+    found = {region.output: tuple(_wider(region, of, order, lift, changed)) for region in regions}
     return {output: wider for output, wider in found.items() if wider}
 
 
-def _wider(region: Region, of: dict[Node, Region], order: Callable[[Node], int], lift: Lift) -> Iterator[Region]:
+def _wider(
+    region: Region, of: dict[Node, Region], order: Callable[[Node], int], lift: Lift, changed: Changed
+) -> Iterator[Region]:
     """Regions that compute one of the values again, and all of them."""
     if region.precision is not None:  # what is computed again would be rounded in another place
         return
-    read = [of[leaf] for leaf in region.leaves if leaf in of and _multiplied(region, leaf) and _multiplies(of[leaf])]
+    given = [leaf for leaf in region.leaves if leaf in of and _multiplied(region, leaf) and _multiplies(of[leaf])]
+    read = [of[leaf] for leaf in given if changed((leaf,), (leaf, *region.nodes)) is None]
     for again in [*([one] for one in read), *([read] if len(read) > 1 else [])]:
         nodes = sorted({n for one in (region, *again) for n in one.nodes}, key=order)
         wide = lift(region.output, nodes)

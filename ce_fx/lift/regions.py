@@ -16,6 +16,7 @@ import operator
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import torch
@@ -88,7 +89,8 @@ class _Growth:
             self.absorbed.update(n for n in result.nodes if n is not node)
         whole = [r for node, region in self.grown.items() if node not in self.absorbed for r in whole_parts(region)]
         whole.sort(key=lambda region: self.order[region.output])
-        again = computing_again(whole, self.order.__getitem__, lambda output, nodes: self._lift(output, nodes, (), ()))
+        lift = partial(self._lift, joined=(), parts=())
+        again = computing_again(whole, self.order.__getitem__, lift, self._changed_between)
         return Regions(tuple(whole), self.refusals, again)
 
     def _readable(self, node: Node) -> bool:

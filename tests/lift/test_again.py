@@ -111,6 +111,21 @@ def test_a_leaf_that_is_written_to_in_between():
     torch.testing.assert_close(fast(*inputs), gm(*again))
 
 
+@pytest.mark.parametrize("write", [lambda h: h[:, :1].fill_(0.5), lambda h: h.mul_(2)])
+def test_a_value_that_was_written_to_is_not_computed_again(write):
+    def function(x, a, b):
+        h = x @ a
+        y = h.relu()
+        write(h)
+        return y, h @ b
+
+    inputs = rand(400, 4), rand(4, 512), rand(512, 3)
+    gm = torch.fx.symbolic_trace(function)
+    for objective in ("flops", "time"):
+        fast = ce_fx.rewrite(gm, inputs, objective=objective, tune=False, verify=False)
+        torch.testing.assert_close(fast(*inputs), gm(*inputs))
+
+
 def test_a_value_that_is_wrong_is_found(monkeypatch):
     """What is verified is the value from the leaves on, not from what is read."""
     from ce_fx import decide
