@@ -5,7 +5,9 @@ line (`shortest`) and pasted into a test. Every line is run while it is written:
 """
 
 import random
+from collections.abc import Sequence
 
+from tests.branches.families import FAMILIES
 from tests.branches.images import adapter, any_conv, branches, one_kernel, rep_vgg, transposed
 from tests.branches.program import WRITES, Program, shortest, tidy
 from tests.branches.rows import addmm, between, matmuls, shared_matrix
@@ -25,8 +27,30 @@ _OTHERS = [add, add, add, affine, affine, affine, nonlinear, reduce, view, view,
 _WRITES = [write, write, border]
 
 
-def program(seed: int) -> Program:
-    """A random program of 2 to 6 steps, each of which is one line or a few."""
+def _of_families(rng: random.Random, families: Sequence[str], share: int) -> list:
+    """Steps of a few families: those that meet in one program meet often."""
+    drawn = rng.sample(families, min(len(families), rng.randint(1, 4)))
+
+    def step(name: str):
+        def take(w: Writer) -> None:
+            w.family = name
+            try:
+                rng.choice(FAMILIES[name])(w)
+            finally:
+                w.family = None
+
+        return take
+
+    return [step(name) for name in drawn] * (1 + share // len(drawn))
+
+
+def program(seed: int, families: Sequence[str] = ()) -> Program:
+    """A random program of 2 to 6 steps, each of which is one line or a few.
+
+    Args:
+        seed: names the program.
+        families: of `FAMILIES`, what it may have besides; most of its steps are of some of them.
+    """
     rng = random.Random(seed)
     w = Writer(rng)
     image = rng.random() < 0.55
@@ -41,6 +65,9 @@ def program(seed: int) -> Program:
     if rng.random() < 0.2:
         steps += [*_IMAGES, *_ROWS]
     goal = rng.randint(2, 6)
+    if families:
+        steps += _of_families(rng, families, 2 * len(steps))
+        w.recent = 0.85
     made = 0
     for _ in range(4 * goal):
         if made == goal or len(w.lines) > 24:
@@ -59,9 +86,9 @@ def program(seed: int) -> Program:
                 add_up(w, rng.sample(same, min(len(same), 3)))
             except Skip:
                 pass
-    share = rng.choice([0.0, 0.1, 0.3])
+    share = rng.choice([0.0, 0.1, 0.3]) + 0.1 * bool(families)
     outputs = [name for name in w.names[:-1] if rng.random() < share][:4]
     outputs.append(w.names[-1])
     last = frozenset(n for n, s in w.inputs.items() if len(s) == 4 and rng.random() < 0.15)
-    whole = Program(tuple(w.lines), tuple(outputs), w.inputs, w.weights, last)
+    whole = Program(tuple(w.lines), tuple(outputs), w.inputs, w.weights, last, w.families)
     return whole if rng.random() < 0.1 else tidy(whole)

@@ -1,6 +1,7 @@
 """A program as written and as rewritten: values, gradients, layouts, shared memory and writes must be the same."""
 
 import random
+import sys
 import warnings
 from collections import Counter
 from functools import partial
@@ -17,15 +18,34 @@ from ce_fx.lower.emit import LoweringError
 from ce_fx.tune import candidates
 from ce_fx.tune import choice as choices
 from tests.branches import WRITES, program, shortest
+from tests.branches.program import SOURCE
 
 # The package has functions under these names, too.
 deciding, rewriting = import_module("ce_fx.decide"), import_module("ce_fx.rewrite")
 _TIGHT = 1e-9
 
 
+_FOLDED = 0.12  # of the programs with families, those that are evaluated with `fold=True` too
+
+
+class _Tracer(torch.fx.Tracer):
+    """Notes from which line of the program a node is; buffers are read by nodes, too."""
+
+    proxy_buffer_attributes = True
+
+    def create_node(self, *args, **kwargs):
+        node = super().create_node(*args, **kwargs)
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename != SOURCE:
+            frame = frame.f_back
+        if frame is not None:
+            node.meta["line"] = frame.f_lineno - 2
+        return node
+
+
 def trace(model):
     """The model's graph, in which the writes of `operator.iadd` stay writes, as Dynamo has them."""
-    return torch.fx.GraphModule(model, torch.fx.Tracer(autowrap_functions=tuple(WRITES.values())).trace(model))
+    return torch.fx.GraphModule(model, _Tracer(autowrap_functions=tuple(WRITES.values())).trace(model))
 
 
 class Picking:
@@ -35,8 +55,9 @@ class Picking:
     so that their parts are decided by themselves.
     """
 
-    def __init__(self, how, seed):
+    def __init__(self, how, seed, families=()):
         self.how, self.rng, self.seen = how, random.Random(seed), Counter()
+        self.families = families  # of each line, or None
 
     def choose(self, problem, tune, inner=None):
         if self.how == "real":
@@ -79,14 +100,18 @@ class Picking:
             self.seen["leaves in several terms"] += max(held.values()) > 1
             self.seen["values read twice"] += any(len(node.users) > 1 for node in inside)
             self.seen["writes"] += any(written(op) for op in region.ops)
+            lines = {node.meta["line"] for node in region.nodes if "line" in node.meta}
+            if self.families:
+                self.seen.update(f"rewritten: {self.families[n]}" for n in lines if self.families[n])
+                self.seen.update({f"op: {op.target}" for op in region.ops})
         return decision
 
 
 class picked:
     """A context in which regions are decided by a `Picking`."""
 
-    def __init__(self, how, seed):
-        self.picking = Picking(how, seed)
+    def __init__(self, how, seed, families=()):
+        self.picking = Picking(how, seed, families)
         self.patch = pytest.MonkeyPatch()
 
     def __enter__(self):
@@ -190,7 +215,14 @@ def same(mine, judge, model, judge_model, grad, what, layouts):
     return True
 
 
-def compare(whole, seed, end_to_end=False, how=None):
+def changed(model, model_too):
+    """The weights of two models are written to in place."""
+    with torch.no_grad():
+        for weight in (*model.parameters(), *model_too.parameters()):
+            weight.mul_(0.75)
+
+
+def compare(whole, seed, end_to_end=False, how=None, fold=False):
     """A program as written and rewritten; returns what was seen.
 
     Args:
@@ -198,6 +230,7 @@ def compare(whole, seed, end_to_end=False, how=None):
         seed: of the options.
         end_to_end: through Dynamo and with verification, which must find nothing, instead of `rewrite`.
         how: see `Picking`; drawn by default.
+        fold: end to end with `fold=True`: twice without gradients, again with other weights, with gradients.
     """
     rng = random.Random(seed)
     objective = rng.choice(["flops", "time", "memory"])
@@ -206,9 +239,21 @@ def compare(whole, seed, end_to_end=False, how=None):
     torch._dynamo.reset()
     judge_model, model = whole.model(), whole.model()
     what = f"{objective}, {how}, {'grad' if grad else 'no grad'}"
-    with picked(how, seed) as seen, warnings.catch_warnings():
+    families = [whole.families.get(line) for line in whole.lines] if whole.families else ()
+    with picked(how, seed, families) as seen, warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*planned wrongly.*")
-        if end_to_end:
+        if fold:
+            fast = ce_fx.optimize(model.eval(), tune=False, objective=objective, fold=True)
+            for turn, mode in enumerate((False, False, False, True, False)):
+                if turn == 2:
+                    changed(model, judge_model)
+                judge = run(trace(judge_model), whole, mode)
+                known = partial(foreseen, [trace(judge_model)], whole, mode)
+                same(run(fast, whole, mode), judge, model, judge_model, mode, f"{what}, fold, turn {turn}", known)
+            failures = [row.reason for row in ce_fx.report(fast).layers if "ce_fx failed" in row.reason]
+            assert not failures, failures
+            seen.seen["folded"] += 1
+        elif end_to_end:
             fast = ce_fx.optimize(model, tune=False, objective=objective)
             for mode in (grad, not grad):
                 judge = run(trace(judge_model), whole, mode)
@@ -228,15 +273,19 @@ def compare(whole, seed, end_to_end=False, how=None):
     return +seen.seen
 
 
-def check(seeds):
+def check(seeds, families=()):
     """What some programs reached, and those that failed: (seed, error)."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     seen, failed = Counter(), []
     for seed in seeds:
         seen["programs"] += 1
+        whole = program(seed, families)
+        seen.update({f"family: {name}" for line, name in whole.families.items() if line in whole.lines})
         try:
-            seen.update(dict.fromkeys(compare(program(seed), seed), 1))
+            seen.update(dict.fromkeys(compare(whole, seed), 1))
+            if families and random.Random(seed).random() < _FOLDED:
+                seen.update(dict.fromkeys(compare(whole, seed, fold=True) & Counter(folded=1), 1))
         except Exception as error:
             failed.append((seed, f"{type(error).__name__}: {error}"[:300]))
     return seeds.stop, seen, failed
@@ -251,12 +300,12 @@ def failure(whole, seed, **options):
     return None
 
 
-def reduced(seed, end_to_end=False):
+def reduced(seed, families=(), **options):
     """The shortest program that fails in the way that the one of a seed does, and how."""
     seeds = (seed, *range(seed + 1, seed + 4))  # the choices of another seed will do
 
     def reason(whole):
-        found = (failure(whole, s, end_to_end=end_to_end) for s in seeds)
+        found = (failure(whole, s, **options) for s in seeds)
         return next((text for text in found if text and text.partition(":")[0] == kind), None)
 
     def fails(whole):
@@ -266,6 +315,6 @@ def reduced(seed, end_to_end=False):
             return False
         return reason(whole) is not None
 
-    kind = str(failure(program(seed), seed, end_to_end=end_to_end)).partition(":")[0]
-    small = shortest(program(seed), fails)
+    kind = str(failure(program(seed, families), seed, **options)).partition(":")[0]
+    small = shortest(program(seed, families), fails)
     return small, reason(small)

@@ -4,7 +4,7 @@ import operator
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
@@ -17,6 +17,9 @@ NAMES = {"torch": torch, "F": F, **WRITES}
 DEVICE = "CE_FX_PROGRAMS_DEVICE"
 """Environment variable: where the programs run, the CPU by default."""
 
+SOURCE = "<program>"
+"""The file that a program's lines are said to come from: line `n` of it is `lines[n - 2]`."""
+
 _IN_PLACE = re.compile(r"\w_\(|\bi(add|sub|mul)\(|\bsetitem\(")
 
 
@@ -28,8 +31,9 @@ class Program:
         lines: statements, in order.
         outputs: names of the values that are returned.
         inputs: shapes of x0, x1, ..
-        weights: shape of `self.w0`, `self.w1`, .., and whether it is trained.
+        weights: shape of `self.w0`, `self.w1`, .., and whether it is trained; `self.b0` is a buffer.
         last: names of 4-d inputs that are in channels last.
+        families: of some lines, under which family they are counted.
     """
 
     lines: tuple[str, ...]
@@ -37,6 +41,7 @@ class Program:
     inputs: dict[str, tuple[int, ...]]
     weights: dict[str, tuple[tuple[int, ...], bool]]
     last: frozenset[str] = frozenset()
+    families: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         weights = [f"    # {n}: {s}{'' if trained else ', frozen'}" for n, (s, trained) in self.weights.items()]
@@ -46,10 +51,14 @@ class Program:
     def model(self) -> nn.Module:
         """A module with this forward, the same weights each time."""
         scope = dict(NAMES)
-        exec("\n".join([self._head(), *(f"    {line}" for line in self._body())]), scope)
+        text = "\n".join([self._head(), *(f"    {line}" for line in self._body())])
+        exec(compile(text, SOURCE, "exec"), scope)
         made = type("Written", (nn.Module,), {"forward": scope["forward"]})()
         for name, (shape, trained) in self.weights.items():
-            made.register_parameter(name, nn.Parameter(values(name, shape), requires_grad=trained))
+            if name.startswith("b"):
+                made.register_buffer(name, values(name, shape))
+            else:
+                made.register_parameter(name, nn.Parameter(values(name, shape), requires_grad=trained))
         return made
 
     def tensors(self) -> list[torch.Tensor]:
@@ -66,10 +75,12 @@ class Program:
 
 
 def values(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Numbers of an input or a weight; those of a weight keep the size of what it is multiplied with."""
+    """Numbers of an input, a weight or a buffer; a weight keeps the size of what it is multiplied with."""
     generator = torch.Generator().manual_seed(sum(ord(letter) * 31**n for n, letter in enumerate(name)))
     wide = prod(shape[1:]) if name.startswith("w") and len(shape) > 1 else 1
     numbers = torch.randn(shape, generator=generator, dtype=torch.float64) / wide**0.5
+    if name.startswith("b"):
+        numbers = numbers.abs() + 0.3
     return numbers.to(os.environ.get(DEVICE, "cpu"))
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from types import SimpleNamespace
@@ -31,6 +32,9 @@ class Writer:
     kernels: list[str] = field(default_factory=list)  # values that depend on weights only
     env: dict[str, object] = field(default_factory=lambda: {**NAMES, "self": SimpleNamespace()})
     count: int = 0
+    recent: float = 0.6  # how often one of the last values is picked
+    family: str | None = None  # under which lines are counted
+    families: dict[str, str] = field(default_factory=dict)  # by line
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
@@ -51,6 +55,22 @@ class Writer:
         self.weights[name] = shape, self.chance(0.75)
         setattr(self.env["self"], name, nn.Parameter(values(name, shape), self.weights[name][1]))
         return f"self.{name}"
+
+    def buffer(self, *shape: int) -> str:
+        """Positive numbers that are no parameter, as running statistics are."""
+        name = f"b{len(self.weights)}"
+        self.weights[name] = shape, False
+        setattr(self.env["self"], name, values(name, shape))
+        return f"self.{name}"
+
+    @contextmanager
+    def around(self):
+        """Lines that belong to no family."""
+        family, self.family = self.family, None
+        try:
+            yield
+        finally:
+            self.family = family
 
     def of(self, expression: str) -> torch.Tensor:
         """The value of an expression.
@@ -74,6 +94,18 @@ class Writer:
         (self.kernels if kernel else self.names).append(name)
         return name
 
+    def step(self, expression: str) -> str:
+        """A line that gives a name to what other lines shall not read: several values, or complex ones."""
+        name = f"v{self.count}"
+        self.do(f"{name} = {expression}")
+        self.count += 1
+        return name
+
+    def several(self, expression: str, count: int, kernel: bool = False) -> list[str]:
+        """Parts of what a line gives, by names of their own."""
+        whole = self.step(expression)
+        return [self.let(f"{whole}[{n}]", kernel) for n in range(count)]
+
     def do(self, line: str, name: str | None = None) -> None:
         """A line.
 
@@ -90,13 +122,15 @@ class Writer:
             if not small or value.dtype != torch.float64:
                 raise Skip
         self.lines.append(line)
+        if self.family:
+            self.families[line] = self.family
 
     def pick(self, fits: Callable[[torch.Tensor], bool] = lambda value: True) -> str:
         """A value, mostly a recent one."""
         names = [name for name in self.names if fits(self.of(name))]
         if not names:
             raise Skip
-        return self.rng.choice(names[-3:] if self.chance(0.6) else names)
+        return self.rng.choice(names[-3:] if self.chance(self.recent) else names)
 
     def like(self, name: str) -> str:
         """A value of the same shape as another, perhaps itself."""
