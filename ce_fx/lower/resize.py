@@ -114,7 +114,9 @@ def _axis(leaf: Tree, rest: Tree, network: Network, values: Sequence[Value]) -> 
         return None
     dims = values[leaf].dims
     step = step_of(network, subset_of(rest), subset_of(leaf))
-    if len(dims) != 2 or step.joined or step.right_axes or step.batch or len(step.contracted) != 1:
+    if list(map(len, dims)) != [1, 1]:  # to or from one position, which has no letter
+        return None
+    if step.joined or step.right_axes or step.batch or len(step.contracted) != 1:
         return None
     (ins,), (out,) = dims
     if not isinstance(ins, Index) or not isinstance(out, Index) or step.contracted != (ins,):

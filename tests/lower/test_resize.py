@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import ce_fx
+from ce_fx.options import Options
+from ce_fx.rewrite import rewrite_graph
 from tests.lift.helpers import rand
 
 # sizes of the features, and what they are resized to: each axis by another factor
@@ -63,3 +65,15 @@ def test_corners_are_aligned_as_written(align):
     (node,) = resizes(new)
     assert node.kwargs["align_corners"] is align
     torch.testing.assert_close(new(x, w), function(x, w), rtol=1e-12, atol=1e-12)
+
+
+def test_a_resize_to_one_position_that_is_multiplied_with_itself():
+    """Planning it failed, and the region ran as written."""
+
+    def function(x, w):
+        small = F.interpolate(x, scale_factor=0.5, mode="linear", align_corners=False)
+        return torch.einsum("...d,...d,d->...", small, small, w) * 0.2
+
+    inputs = rand(1, 3, 2), rand(1)
+    rows = rewrite_graph(torch.fx.symbolic_trace(function), inputs, Options(tune=False)).layers
+    assert rows and not [row.reason for row in rows if "ce_fx failed" in row.reason]
