@@ -179,6 +179,13 @@ def test_quantised_tensors_are_left_alone():
     assert torch.equal(ce_fx.rewrite(gm, inputs, objective="flops")(*inputs), gm(*inputs))
 
 
+def test_a_graph_that_returns_its_inputs():
+    gm = torch.fx.symbolic_trace(lambda x, y: (y, x))
+    x, y = torch.randn(2), torch.randn(3)
+    got = ce_fx.rewrite(gm, [x, y])(x, y)
+    assert got[0] is y and got[1] is x
+
+
 def test_defaults_of_placeholders_are_read():
     gm = torch.fx.symbolic_trace(lambda x, s=2.0: x * s)
     assert not read(gm, (x_(),)).failures

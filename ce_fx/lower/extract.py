@@ -113,12 +113,12 @@ def copy_of(gm: GraphModule) -> GraphModule:
     for original, twin in copies.items():
         if hasattr(original, "_dynamo_source"):  # AOTAutograd wants it of every input
             twin._dynamo_source = original._dynamo_source
+    if output is not None:  # before the module is made: a graph of inputs only has no code without it
+        value, old = output  # type: ignore[misc]
+        graph.output(value).meta = dict(old.meta)
     copy = GraphModule(gm, graph, gm.__class__.__name__)
     copy.meta.update(gm.meta)
     graph._codegen = gm.graph._codegen
-    if output is not None:
-        value, old = output  # type: ignore[misc]
-        graph.output(value).meta = dict(old.meta)
     copy.recompile()
     return copy
 
