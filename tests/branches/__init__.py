@@ -57,6 +57,8 @@ def program(seed: int, families: Sequence[str] = ()) -> Program:
     batch = rng.choice([2, 2, 3, 1])
     if image:
         shape = (batch, rng.randint(1, 5), *(rng.randint(3, 7) for _ in range(rng.choice([1, 2, 2]))))
+        if "volume" in families and rng.random() < 0.12:
+            shape = (*shape[:2], *(rng.randint(2, 4) for _ in range(3)))
     else:
         shape = (*((batch,) if rng.random() < 0.5 else ()), rng.randint(2, 5), rng.randint(2, 6))
     for _ in range(rng.choice([1, 1, 2])):

@@ -85,6 +85,42 @@ def scalar(w: Writer) -> None:
     w.let(w.rng.choice(["{x} * {s}", "{s} * {x}", "{x} + {s}", "{s} - {x}", "{x}.mul({s}) + {x}"]).format(x=x, s=one))
 
 
+def same(w: Writer) -> None:
+    """What does nothing, or little, in rare spellings."""
+    x = before(w) if w.chance(0.5) else w.pick(lambda value: value.ndim >= 2)
+    a, n = w.rng.randrange(w.of(x).ndim), w.number()
+    forms = [
+        f"{x}.to(torch.float64)",
+        f"{x}.type_as({w.pick()})",
+        f"{x}.to({w.pick()})",
+        f"torch.clone({x})",
+        f"torch.positive({x})",
+        f"torch.negative({x})",
+        f"torch.multiply({x}, {n})",
+        f"torch.multiply({w.weight(w.shape(x)[-1])}, {x})",
+        f"torch.true_divide({x}, 4)",
+        f"{x}.resolve_conj().resolve_neg()",
+        f"{x}.real",
+        f"{x}.conj()",
+        f"{x}.contiguous().view(-1).view({w.shape(x)})",
+        f"F.dropout2d({x}, 0.3, False)",
+        f"F.alpha_dropout({x}, 0.3, False)",
+        f"F.dropout({x}, 0.0, True)",
+        f"{x}.adjoint().mH",
+        f"torch.concat([{x}, {x}], {a})",
+        f"{x}.unsqueeze({a}).unsqueeze(0).squeeze((0, {a + 1}))",
+        f"{x}.unsqueeze(0).squeeze(0)",
+        f"{x}.squeeze()",
+        f"{x}.swapdims(0, {a}).swapdims(0, {a})",
+        f"torch.moveaxis({x}, 0, {a})",
+        f"torch.moveaxis({x}, (0, {a}), ({a}, 0))" if a else f"torch.moveaxis({x}, -1, 0)",
+        f"{x}.flatten().reshape_as({x})",
+    ]
+    y = w.let(w.rng.choice(forms))
+    if is_space(w.of(y)):
+        after(w, y)
+
+
 def grouped(w: Writer) -> None:
     """Groups that are not the channels, and more than one channel out of every channel."""
     x = before(w)

@@ -1,6 +1,6 @@
 """Lines that cut values in parts and put them together, repeat them, and move axes."""
 
-from tests.branches.families.space import after, is_space, mixing
+from tests.branches.families.space import after, before, is_space, mixing
 from tests.branches.sums import add_up
 from tests.branches.writer import Skip, Writer, weight_of
 
@@ -46,6 +46,24 @@ def _part(w: Writer, part: str) -> str:
     if len(shape) < 2:
         return w.let(f"{part} * {w.scalar()}")
     return w.let(f"{part} @ {weight_of(w, shape[-1], w.rng.choice([shape[-1], w.rng.randint(1, 4)]))}")
+
+
+def scattered(w: Writer) -> None:
+    """A part that is another value's, without a write."""
+    x = before(w) if w.chance(0.5) else w.pick(lambda value: value.ndim >= 2)
+    shape = w.shape(x)
+    dim = w.rng.randrange(len(shape))
+    length = w.rng.randint(1, shape[dim])
+    start = w.rng.randint(0, shape[dim] - length)
+    part = (*shape[:dim], length, *shape[dim + 1 :])
+    source = w.rng.choice([f"{w.like(x)}.narrow({dim}, 0, {length})", f"{w.weight(length)}.sum().expand({part})"])
+    end = w.rng.choice([start + length, start + length, start + length - shape[dim] or None])
+    y = w.let(f"torch.slice_scatter({x}, {source}, {dim}, {start}, {end})")
+    if is_space(w.of(y)):
+        after(w, y)
+    elif w.chance(0.7):
+        with w.around():
+            w.let(f"{y} @ {weight_of(w, shape[-1], 2)}")
 
 
 def picked(w: Writer) -> None:
