@@ -36,10 +36,9 @@ def handed_on(gm: GraphModule, example_inputs: Sequence[Any], options: Options) 
     changed = any(layer.decision == "rewritten" for layer in found.layers) or has_bodies(gm)
     if written is None or not changed:
         return found, run_folded(gm, example_inputs, options)
-    # With symbolic sizes AOTAutograd compiles the backward at once, but keeps its failure for whoever calls it.
-    symbolic = any(isinstance(value, torch.SymInt) for value in example_inputs)
+    # AOTAutograd compiles a backward when it is called, or keeps its failure until then: too late for another graph.
     try:
-        with torch._functorch.config.patch(force_non_lazy_backward_lowering=symbolic):
+        with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
             return found, run_folded(gm, example_inputs, options)
     except torch._dynamo.exc.RestartAnalysis:  # how a compiler asks Dynamo to trace once more
         raise
