@@ -18,15 +18,19 @@ def backend(
     Args:
         gm: Dynamo's graph; it is edited in place where something is gained, else handed on untouched.
         example_inputs: as Dynamo gives them.
-        options: those of `optimize`, with `inner="inductor"` by default.
+        options: those of `optimize` but `dynamic` and `fullgraph`, with `inner="inductor"` by default.
         mode: a mode of the inner compiler.
 
     Raises:
-        CeFxError: an option is unknown or bad.
+        CeFxError: an option is unknown or bad, or belongs to torch.compile.
     """
     from ce_fx.handing_on import handed_on
-    from ce_fx.options import Options
+    from ce_fx.inner import check_inner
+    from ce_fx.options import TORCH_COMPILES, Options, refuse
 
-    chosen = Options.of({"inner": "inductor", **({"mode": mode} if mode else {}), **(options or {})})
+    given = options or {}
+    refuse(given, TORCH_COMPILES, 'backend "ce_fx"')
+    chosen = Options.of({"inner": "inductor", **({"mode": mode} if mode else {}), **given})
+    check_inner(chosen)
     _, running = handed_on(gm, example_inputs, chosen)
     return running.call

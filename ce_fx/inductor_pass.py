@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 
 import ce_fx
 from ce_fx.handing_on import rewritten_or_untouched
-from ce_fx.options import OptionError, Options
+from ce_fx.options import TORCH_COMPILES, Options, refuse
 from ce_fx.report import GraphReport, Report
 from ce_fx.report.graph import together
 from ce_fx.tune.calibrate import time_model
@@ -25,8 +25,7 @@ _ELSEWHERE = {
     "inner": "the pass is Inductor's",
     "inner_options": "give them to torch.compile(model, options=..)",
     "mode": "give it to torch.compile(model, mode=..)",
-    "dynamic": "give it to torch.compile(model, dynamic=..)",
-    "fullgraph": "give it to torch.compile(model, fullgraph=..)",
+    **TORCH_COMPILES,
 }
 
 
@@ -45,9 +44,7 @@ class InductorPass(CustomGraphPass):
     """
 
     def __init__(self, **options: Any) -> None:
-        for name, instead in _ELSEWHERE.items():
-            if name in options:
-                raise OptionError(f"{name} is no option of InductorPass: {instead}")
+        refuse(options, _ELSEWHERE, "InductorPass")
         self.options = Options.of({**options, "inner": "inductor"})
         self.found: list[GraphReport] = []
         self._uuid: str | None = None

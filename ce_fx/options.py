@@ -15,8 +15,26 @@ Objective: TypeAlias = Literal["time", "flops", "memory"]
 OBJECTIVES = ("time", "flops", "memory")
 
 
+TORCH_COMPILES = {
+    "dynamic": "give it to torch.compile(model, dynamic=..)",
+    "fullgraph": "give it to torch.compile(model, fullgraph=..)",
+}
+"""Options of a view that are torch.compile's own where that is the front door."""
+
+
 class OptionError(CeFxError, ValueError):
     """An option is unknown or has a bad value; the message names the nearest, or what is allowed."""
+
+
+def refuse(given: Mapping[str, Any], elsewhere: Mapping[str, str], door: str) -> None:
+    """Tell where options belong that a door has not got.
+
+    Raises:
+        OptionError: one of them is given.
+    """
+    for name, instead in elsewhere.items():
+        if name in given:
+            raise OptionError(f"{name} is no option of {door}: {instead}")
 
 
 def _tune() -> str | bool:

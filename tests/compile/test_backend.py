@@ -166,6 +166,28 @@ def test_a_mode_that_inductor_does_not_have_is_told_at_once():
         ce_fx.optimize(Net(), inner="inductor", mode="max-autotun")
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"options": {"inner": "aot_eage"}}, "inner must be a backend .* did you mean 'aot_eager'"),
+        ({"options": {"mode": "max-autotun"}}, "mode must be one of Inductor's, .* did you mean 'max-autotune'"),
+        ({"mode": "max-autotun"}, "mode must be one of Inductor's, .* did you mean 'max-autotune'"),
+        ({"options": {"objektive": "time"}}, "unknown option 'objektive': did you mean 'objective'"),
+        (
+            {"options": {"dynamic": True}},
+            r"dynamic is no option of backend .ce_fx.: .* torch.compile\(model, dynamic=",
+        ),
+        ({"options": {"fullgraph": True}}, r"fullgraph is no option of .* torch.compile\(model, fullgraph="),
+    ],
+)
+def test_a_bad_option_of_the_backend_is_told_before_anything_is_planned(given, says, monkeypatch):
+    planned = []
+    monkeypatch.setattr("ce_fx.handing_on.rewritten_or_untouched", lambda *args, **kwargs: planned.append(args))
+    with pytest.raises(Exception, match=says):
+        torch.compile(Net(), backend="ce_fx", **given)(torch.randn(40, 24))
+    assert not planned
+
+
 class Fails:
     """An inner compiler that takes the graph as it was written only."""
 

@@ -59,6 +59,7 @@ def test_its_name_in_caches_is_that_of_its_options():
         ({"fold": True}, "backend='ce_fx'"),
         ({"mode": "max-autotune"}, "mode=.."),
         ({"inner": "eager"}, "the pass is Inductor's"),
+        ({"dynamic": True}, r"torch.compile\(model, dynamic="),
     ],
 )
 def test_bad_options_are_errors_when_they_are_given(options, says):
