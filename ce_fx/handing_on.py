@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.fx import GraphModule
@@ -22,6 +22,8 @@ from ce_fx.traces import Trace
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 
 def handed_on(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> tuple[GraphReport, Running]:
     """Rewrite a graph and hand it to the inner compiler; where that fails on what was rewritten, as it was written.
@@ -31,7 +33,10 @@ def handed_on(gm: GraphModule, example_inputs: Sequence[Any], options: Options) 
     an upper bound.
     """
     eager = options.inner == "eager"
-    written = None if eager else copy_of(gm)
+    try:
+        written = None if eager else copy_of(gm)
+    except Exception as error:  # without it there is no way back
+        return _untouched(error), run_folded(gm, example_inputs, options)
     found = rewritten_or_untouched(gm, example_inputs, options, guards="close" if eager else "valid")
     changed = any(layer.decision == "rewritten" for layer in found.layers) or has_bodies(gm)
     if written is None or not changed:
@@ -58,16 +63,31 @@ def rewritten_or_untouched(
     gm: GraphModule, example_inputs: Sequence[Any], options: Options, bodies: bool = True, guards: Guards = "none"
 ) -> GraphReport:
     """As `rewrite_graph`; if anything goes wrong the graph is what it was, and the log says why."""
-    trace = Trace(gm, options.objective)
+    trace = _traced(lambda: Trace(gm, options.objective))
     try:
         with _unseen():
             found = rewrite_graph(gm, example_inputs, options, bodies, guards)
     except Exception as error:
-        log.warning("a graph runs as written: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
-        reason = f"ce_fx failed on this graph ({type(error).__name__}: {error}); it runs as written"
-        found = GraphReport((LayerReport("(graph)", "", "refused", reason, None, None, None, None),))
-    trace.ended(found)
+        found = _untouched(error)
+    if trace is not None:
+        _traced(lambda: trace.ended(found))
     return found
+
+
+def _untouched(error: Exception) -> GraphReport:
+    """What is reported of a graph that is left as it was because of a failure of ours."""
+    log.warning("a graph runs as written: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
+    reason = f"ce_fx failed on this graph ({type(error).__name__}: {error}); it runs as written"
+    return GraphReport((LayerReport("(graph)", "", "refused", reason, None, None, None, None),))
+
+
+def _traced(show: Callable[[], Result]) -> Result | None:
+    """Nothing is undone, and nobody's model fails, because of what is shown of it."""
+    try:
+        return show()
+    except Exception as error:
+        log.warning("a graph is not traced: %s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(10))
+        return None
 
 
 def _unseen() -> AbstractContextManager[Any]:

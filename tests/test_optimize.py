@@ -1,6 +1,7 @@
 """The view: same class, same parameters, same results, whatever the user does to the model."""
 
 import copy
+import importlib
 import pickle
 import re
 import sys
@@ -412,20 +413,46 @@ def test_a_replacement_that_fails_leaves_the_graph_as_it_was(net, x, monkeypatch
 
 
 @pytest.mark.parametrize("suppress", [False, True])
-@pytest.mark.parametrize("stage", ["read", "weight_only", "find_regions", "_worthwhile", "_replace"])
+@pytest.mark.parametrize(
+    "stage", ["rewrite.read", "rewrite.weight_only", "rewrite.find_regions", "rewrite._worthwhile", "rewrite._replace"]
+)
 def test_no_failure_of_ours_reaches_dynamo(net, x, stage, suppress, monkeypatch):
     """Under `suppress_errors` it would hide there, and the report would not know."""
-
-    def broken(*args, **kwargs):
-        raise ArithmeticError("planted")
-
-    monkeypatch.setattr(sys.modules["ce_fx.rewrite"], stage, broken)
+    fails(monkeypatch, stage)
     fast = optimize(net)
     with torch._dynamo.config.patch(suppress_errors=suppress):
         same(fast, net, x)
     assert len(ce_fx.graph_modules(fast)) == 1
     (layer,) = ce_fx.report(fast).layers
     assert layer.decision == "refused" and "planted" in layer.reason
+
+
+def fails(monkeypatch, stage):
+    """A function of the package, by module and name, raises when it is called."""
+
+    def broken(*args, **kwargs):
+        raise ArithmeticError("planted")
+
+    module, _, name = stage.partition(".")
+    monkeypatch.setattr(importlib.import_module(f"ce_fx.{module}"), name, broken)
+
+
+def test_a_graph_that_cannot_be_copied_runs_as_written(net, x, monkeypatch):
+    """There would be no way back from an inner compiler's failure."""
+    fails(monkeypatch, "handing_on.copy_of")
+    fast = optimize(net, inner="aot_eager")
+    same(fast, net, x)
+    (layer,) = ce_fx.report(fast).layers
+    assert layer.decision == "refused" and "planted" in layer.reason
+
+
+@pytest.mark.parametrize("stage", ["handing_on.Trace", "traces._folder", "traces.trace_structured", "traces.Report"])
+def test_a_failure_to_trace_is_no_failure_to_rewrite(net, x, stage, monkeypatch, caplog):
+    fails(monkeypatch, stage)
+    fast = optimize(net)
+    same(fast, net, x)
+    assert rewritten(fast) == 2
+    assert "a graph is not traced: ArithmeticError: planted" in caplog.text
 
 
 @pytest.mark.parametrize("when", ["first", "later"])
