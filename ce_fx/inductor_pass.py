@@ -18,7 +18,7 @@ from ce_fx.handing_on import rewritten_or_untouched
 from ce_fx.options import TORCH_COMPILES, Options, refuse
 from ce_fx.report import GraphReport, Report
 from ce_fx.report.graph import together
-from ce_fx.tune.calibrate import time_model
+from ce_fx.tune.calibrate import all_stored, time_model
 
 _ELSEWHERE = {
     "fold": "a pass runs nothing that could be kept; use torch.compile(model, backend='ce_fx', options={'fold': True})",
@@ -71,20 +71,20 @@ class InductorPass(CustomGraphPass):
         return Report(whole.layers, "InductorPass", self.options.objective, (), whole.elsewhere, whole.bytes)
 
     def uuid(self) -> str:
-        """What the result depends on besides the graph: versions, options, threads, and the device's calibration.
+        """What the result depends on besides the graph: versions, options, threads, and what is calibrated here.
 
         Computed once; by objective "time" the device is calibrated for it, if that has not been done.
         """
         if self._uuid is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            measure = self.options.objective == "time" and self.options.tune is not False
-            model = time_model(device, measure=measure, verbose=self.options.verbose)
+            if self.options.objective == "time" and self.options.tune is not False:
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+                time_model(device, measure=True, verbose=self.options.verbose)
             parts = (
                 ce_fx.__version__,
                 torch.__version__,
                 torch.get_num_threads(),
                 self.options.to_dict(),
-                model.to_dict(),
+                {key: model.to_dict() for key, model in all_stored().items()},
             )
             self._uuid = hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()
         return self._uuid

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,7 @@ def calibrate(
         found = held_out(samples, default)
         if all(_good(quality) for quality in found):
             model = fitted(samples, default)
-            _keep(device, dtype, model, _record(device, dtype, model, found, rounds))
-            return model
+            return _keep(device, dtype, model, _record(device, dtype, model, found, rounds))
     reached = ", ".join(f"{name} {quality}" for name, quality in zip(("forward", "both"), found, strict=True))
     return _defaults_because(
         f"the measurements are too noisy: on held-out ops {reached}, two rounds {disagreement(rounds):.2f}x apart; "
@@ -133,6 +133,14 @@ def stored(device: torch.device, dtype: torch.dtype) -> TimeModel | None:
             return None
         _known[place] = model
     return _known[place]
+
+
+def all_stored() -> dict[str, TimeModel]:
+    """The calibrations that there are of this machine, at the present threads and flags, by what they hold for."""
+    devices = [torch.device("cpu"), *(torch.device("cuda", n) for n in range(torch.cuda.device_count()))]
+    dtypes = [each for each in vars(torch).values() if isinstance(each, torch.dtype)]
+    pairs = ((device, dtype, stored(device, dtype)) for device, dtype in product(devices, dtypes))
+    return {machine.key(device, dtype): model for device, dtype, model in pairs if model is not None}
 
 
 def merge(source: Path | str) -> list[str]:
@@ -224,11 +232,13 @@ def _for_dtype(model: TimeModel, dtype: torch.dtype) -> TimeModel:
     return model.for_numbers(dtype.itemsize, dtype.is_complex)
 
 
-def _keep(device: torch.device, dtype: torch.dtype, model: TimeModel, record: Mapping[str, Any]) -> None:
+def _keep(device: torch.device, dtype: torch.dtype, model: TimeModel, record: Mapping[str, Any]) -> TimeModel:
+    """Keep a model on disk and here: rounded, as the next process reads it, which is to decide alike."""
     key = machine.key(device, dtype)
     place = store.save(KIND, key, record)
-    _known[str(store.folder()), key] = model
+    model = _known[str(store.folder()), key] = _read(key, record) or model
     log.info("calibrated %s: %s", key, place or "not kept on disk")
+    return model
 
 
 def _record(

@@ -5,7 +5,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import ce_fx
+from ce_fx.tune import calibrate, machine
 from tests.compile.net import Net, gradients, in_process
+from tests.tune.planted import other_device, sample
 
 OPTIONS = {"objective": "flops", "tune": False}
 
@@ -49,6 +51,34 @@ def test_a_second_process_finds_the_graph_and_another_objective_does_not(tmp_pat
 def test_its_name_in_caches_is_that_of_its_options():
     names = [ce_fx.InductorPass(**options).uuid() for options in (OPTIONS, OPTIONS, {**OPTIONS, "objective": "memory"})]
     assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.parametrize("package", [ce_fx, torch])
+def test_another_version_has_another_name_in_caches(package, monkeypatch):
+    before = ce_fx.InductorPass(**OPTIONS).uuid()
+    monkeypatch.setattr(package, "__version__", "0.0.0")
+    assert ce_fx.InductorPass(**OPTIONS).uuid() != before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_another_calibration_has_another_name_in_caches(dtype, tmp_path, monkeypatch):
+    monkeypatch.setenv("CE_FX_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(machine, "obstacle", lambda device: None)
+    names = [ce_fx.InductorPass(**OPTIONS).uuid()]
+    for speed in (1, 2):
+        model = other_device(speed)
+        monkeypatch.setattr(calibrate, "measure", lambda one, *_, model=model: sample(model, one.op))
+        calibrate.calibrate("cpu", dtype)
+        names.append(ce_fx.InductorPass(**OPTIONS).uuid())
+    calibrate._known.clear()  # another process
+    assert len(set(names)) == 3 and ce_fx.InductorPass(**OPTIONS).uuid() == names[-1]
+
+
+def test_its_name_in_caches_is_computed_once(monkeypatch):
+    one = ce_fx.InductorPass(**OPTIONS)
+    before = one.uuid()
+    monkeypatch.setattr("ce_fx.inductor_pass.all_stored", lambda: pytest.fail("computed again"))
+    assert one.uuid() == before
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,7 @@ def test_a_calibration_is_fitted_kept_and_found_again(planted, cache):
     assert model.forward(OP) == pytest.approx(DEVICE.forward(OP), rel=0.3)
     assert time_model("cpu", torch.float32) == model
     room._known.clear()  # another process
-    found = time_model("cpu", torch.float32)
-    assert found.calibrated and found.forward(OP) == pytest.approx(model.forward(OP), rel=1e-2)
+    assert time_model("cpu", torch.float32) == model
     assert len(files(cache)) == 1
 
 
