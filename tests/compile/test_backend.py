@@ -9,6 +9,7 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.utils.checkpoint import checkpoint
 
 import ce_fx
+from tests.backend_rows import rewritten_by_the_backend
 from tests.compile.net import Net, gradients, in_process
 
 PLAN = {"objective": "flops", "tune": False}
@@ -17,9 +18,21 @@ PLAN = {"objective": "flops", "tune": False}
 @pytest.mark.slow
 def test_a_process_that_never_imports_it_and_a_second_one_that_finds_the_graph(tmp_path):
     call = 'backend="ce_fx", options={"objective": "flops", "tune": False}'
-    runs = [in_process(tmp_path, call) for _ in range(2)]
+    setup = """
+import io, logging
+said = io.StringIO()
+logging.getLogger("ce_fx").addHandler(logging.StreamHandler(said))
+logging.getLogger("ce_fx").setLevel("INFO")
+"""
+    runs = [in_process(tmp_path, call, setup, '"said": said.getvalue()') for _ in range(2)]
     assert max(run["error"] for run in runs) < 1e-5
-    assert [run["counters"]["inductor"].get("fxgraph_cache_hit", 0) for run in runs] == [0, 1]
+    assert ["1 of 1 layers rewritten" in run["said"] for run in runs] == [True, True], runs
+    compiled, found = (run["counters"] for run in runs)
+    assert (
+        compiled["inductor"]["fxgraph_cache_miss"] == found["inductor"]["fxgraph_cache_hit"] == 2
+    )  # with the backward
+    assert compiled["aot_autograd"]["autograd_cache_saved"] == found["aot_autograd"]["autograd_cache_hit"] == 1
+    assert "fxgraph_cache_miss" not in found["inductor"]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -39,12 +52,13 @@ def test_inductor_has_the_same_static_inputs(training):
 
     net, x = Net(), torch.randn(40, 24)
     with torch.set_grad_enabled(training):
-        for backend in (
-            inner("stock"),
-            lambda gm, inputs: lookup()(gm, inputs, options={**PLAN, "inner": inner("ce_fx")}),
+        for name, backend in (
+            ("stock", inner("stock")),
+            ("ce_fx", lambda gm, inputs: lookup()(gm, inputs, options={**PLAN, "inner": inner("ce_fx")})),
         ):
             torch._dynamo.reset()
-            y = torch.compile(net, backend=backend)(x)
+            with rewritten_by_the_backend(least=name == "ce_fx"):
+                y = torch.compile(net, backend=backend)(x)
             if training:
                 y.sum().backward()
     assert found["stock"] == found["ce_fx"]

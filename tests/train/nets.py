@@ -1,14 +1,11 @@
 """A small network that gains, a training loop that remembers everything, and two of its runs compared."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 from torch import nn
 
 import ce_fx
-import ce_fx.handing_on
 
 OPTIONS = {"tune": False, "objective": "flops"}
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -57,20 +54,6 @@ def loss_of(model, x, **kwargs):
 
 def rewritten(fast):
     return [row for row in ce_fx.report(fast).layers if row.decision == "rewritten"]
-
-
-@contextmanager
-def rows_of_the_backend():
-    """The rows that `backend="ce_fx"` decides while this is open; it hands on a function and no report."""
-    rows, decide = [], ce_fx.handing_on.rewritten_or_untouched
-
-    def recorded(*args, **kwargs):
-        decided = decide(*args, **kwargs)
-        rows.extend(decided.layers)
-        return decided
-
-    with mock.patch("ce_fx.handing_on.rewritten_or_untouched", recorded):
-        yield rows
 
 
 def whole(tensor):

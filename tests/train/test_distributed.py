@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ce_fx
 from ce_fx import fold
-from tests.train.nets import EXACT, OPTIONS, backward, batch, loss_of, net, rewritten, rows_of_the_backend, same, train
+from tests.backend_rows import rows_of_the_backend
+from tests.train.nets import EXACT, OPTIONS, backward, batch, loss_of, net, rewritten, same, train
 from tests.train.pair import on_two
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")

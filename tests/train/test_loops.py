@@ -17,6 +17,7 @@ from torch.utils.checkpoint import (
 )
 
 import ce_fx
+from tests.backend_rows import rows_of_the_backend
 from tests.train.nets import (
     EXACT,
     OPTIONS,
@@ -26,7 +27,6 @@ from tests.train.nets import (
     loss_of,
     net,
     rewritten,
-    rows_of_the_backend,
     same,
     sgd,
     train,
