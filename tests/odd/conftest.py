@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from tests.odd.models import backend, view
+from tests.odd.models import backend, handing_on_is_seen, view
+
+
+@pytest.fixture(autouse=True)
+def seen(monkeypatch):
+    handing_on_is_seen(monkeypatch)
 
 
 @pytest.fixture(params=[view, backend], ids=["view", "backend"])
