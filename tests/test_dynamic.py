@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
 import ce_fx
-from tests.backend_rows import rewritten_by_the_backend
+from tests.backend_rows import rewritten_by_the_backend, rows_of_the_backend
 from tests.branches.compare import picked
 
 
@@ -134,14 +134,35 @@ def test_axes_of_symbolic_sizes_are_merged_and_parted(name):
     assert len([layer for layer in ce_fx.report(fast).layers if layer.flops_before]) == 1, row
 
 
-@pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
-def test_twenty_lengths_take_two_captures(inner):
+def view(model, **options):
+    return ce_fx.optimize(model, **options)
+
+
+def backend(model, **options):
+    return torch.compile(model, backend="ce_fx", options=options)
+
+
+@pytest.mark.parametrize(
+    ("door", "inner", "objective"),
+    [
+        (view, "eager", "flops"),
+        (view, "aot_eager", "flops"),
+        (view, "inductor", "flops"),
+        (view, "eager", "time"),
+        (backend, "eager", "time"),
+        (backend, "inductor", "time"),
+    ],
+)
+def test_twenty_lengths_take_two_captures(door, inner, objective):
     model = Factorised1d().double()
-    fast = ce_fx.optimize(model, objective="flops", tune=False, inner=inner)
-    for length in random.Random(0).sample(range(40, 200), 20):
-        check(model, fast, (4, 16, length), grad=inner != "inductor")
-    assert len(ce_fx.graph_modules(fast)) == 2
-    assert rewritten(fast)
+    fast = door(model, objective=objective, tune=False, inner=inner)
+    with rows_of_the_backend() as rows:
+        for length in random.Random(0).sample(range(40, 200), 20):
+            check(model, fast, (4, 16, length), grad=inner != "inductor")
+    if door is view:
+        assert len(ce_fx.graph_modules(fast)) == 2 and rewritten(fast)
+    else:
+        assert [row.decision for row in rows] == ["rewritten"] * 2  # one region in each graph
 
 
 def test_a_last_partial_batch_is_captured_once():
@@ -199,12 +220,14 @@ def test_a_size_that_depends_on_data():
     assert any("only known when it runs" in row.reason for row in ce_fx.report(fast).layers)
 
 
-def test_the_backend_with_dynamic_sizes():
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_the_backend_with_dynamic_sizes(inner, caplog):
     model = Factorised1d().double()
-    fast = torch.compile(model, backend="ce_fx", dynamic=True, options={"objective": "flops", "inner": "aot_eager"})
+    fast = torch.compile(model, backend="ce_fx", dynamic=True, options={"objective": "flops", "inner": inner})
     with rewritten_by_the_backend():
         for shape in CASES["length"][1]:
             check(model, fast, shape)
+    assert "runs as written" not in caplog.text
 
 
 def test_an_optimised_model_inside_a_compiled_one_with_dynamic_sizes():
