@@ -210,13 +210,14 @@ def test_what_is_computed_in_full_precision_under_autocast_is_kept():
 class Scaled(nn.Module):
     """What is scaled down first, as written, would be scaled with a weight, which has no such small numbers."""
 
-    def __init__(self):
+    def __init__(self, by=4096):
         super().__init__()
+        self.by = by
         self.a, self.b = nn.Linear(512, 64, bias=False), nn.Linear(64, 512, bias=False)
         self.c = nn.Linear(512, 8, bias=False)
 
     def forward(self, x):
-        return self.c(self.b(self.a(x / 4096)))
+        return self.c(self.b(self.a(x / self.by)))
 
 
 def test_what_is_less_accurate_is_kept():
@@ -237,6 +238,18 @@ def test_what_could_overflow_in_float16_is_refused():
         assert bool(reason) is refused
         assert not reason or "times as large as any that is written, in float16" in reason
         assert less_accurate(behind, first, leaves, weights=(1,)) is None
+
+
+def test_a_model_whose_rewrite_could_overflow_in_float16_is_kept():
+    """It scales first; rewritten, sums of numbers as large as it is given would be made before that."""
+    model, x = Scaled(256), torch.randn(256, 512)
+    for dtype, kept in ((torch.float16, True), (torch.bfloat16, False)):
+        fast = ce_fx.optimize(model.to(dtype), tune=False, objective="flops")
+        big = (x * 1e4).to(dtype)
+        torch.testing.assert_close(fast(big), model(big), rtol=0.1, atol=0.2)
+        (row,) = ce_fx.report(fast).layers
+        assert ("times as large as any that is written, in float16" in row.reason) is kept
+        assert row.decision == ("kept" if kept else "rewritten")
 
 
 def test_a_loss_scaler_and_foreach_optimisers():
