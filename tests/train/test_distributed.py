@@ -55,11 +55,16 @@ def by_the_backend(**options):
     return torch.compile(ddp(net(), **options), **BACKEND), None
 
 
+def compiled_inside(**options):
+    return ddp(torch.compile(net(), **BACKEND), **options), None
+
+
 DOORS = {
     "DDP(optimize(model))": optimised_inside,
     "DDP(optimize_(model))": optimised_in_place_inside,
     "optimize(DDP(model))": optimised_around,
     "torch.compile(DDP(model), backend='ce_fx')": by_the_backend,
+    "DDP(torch.compile(model, backend='ce_fx'))": compiled_inside,
 }
 
 
