@@ -18,7 +18,8 @@ def backend(
     Args:
         gm: Dynamo's graph; it is edited in place where something is gained, else handed on untouched.
         example_inputs: as Dynamo gives them.
-        options: those of `optimize` but `dynamic` and `fullgraph`, with `inner="inductor"` by default.
+        options: those of `optimize` but `dynamic` and `fullgraph`, with `inner="inductor"` by default. They are copied
+            when something is compiled for the first time; a change later on changes nothing.
         mode: a mode of the inner compiler.
 
     Raises:
@@ -32,5 +33,18 @@ def backend(
     refuse(given, TORCH_COMPILES, 'backend "ce_fx"')
     chosen = Options.of({"inner": "inductor", **({"mode": mode} if mode else {}), **given})
     check_inner(chosen)
+    if options is not None:
+        _keep(options)
     _, running = handed_on(gm, example_inputs, chosen)
     return running.call
+
+
+def _keep(options: Mapping[str, Any]) -> None:
+    """Later compilations get a copy: `torch.compile` hands on the very dict that a user may change meanwhile."""
+    import torch
+    from torch._dynamo.eval_frame import cached_backends
+
+    for one in list(cached_backends.values()):
+        if isinstance(one, torch._TorchCompileWrapper) and one.kwargs.get("options") is options:
+            copied = {name: dict(value) if isinstance(value, Mapping) else value for name, value in options.items()}
+            one.kwargs["options"] = copied

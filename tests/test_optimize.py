@@ -472,6 +472,15 @@ def test_a_flop_counter_leaves_a_model_as_it_was(net, x, when):
     assert runs and rewritten(fast) == 2
 
 
+def test_a_forced_eager_stance_runs_a_view_as_written(net, x):
+    runs = []
+    fast = optimize(net, inner=lambda gm, inputs: lambda *args: runs.append(1) or gm.forward(*args))
+    same(fast, net, x)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(fast(x), net(x))
+    assert len(runs) == 1 and rewritten(fast) == 2
+
+
 def test_an_interrupted_plan_keeps_what_is_planned(net, x, monkeypatch):
     rewrite = sys.modules["ce_fx.rewrite"]
     decide, calls = rewrite.decide, []

@@ -202,6 +202,39 @@ def test_a_bad_option_of_the_backend_is_told_before_anything_is_planned(given, s
     assert not planned
 
 
+def test_options_that_are_changed_later_change_nothing():
+    seen = []
+
+    def inner(gm, inputs, options):
+        seen.append((gm.code, options))
+        return gm.forward
+
+    given = {**PLAN, "inner": inner, "inner_options": {"depth": 1}}
+    compiled = torch.compile(Net(), backend="ce_fx", options=given, dynamic=False)
+    compiled(torch.randn(40, 24))
+    given["inner_options"]["depth"] = 2
+    given.update(objective="memory", inner="no such backend")
+    compiled(torch.randn(50, 24))
+    assert [options for _, options in seen] == [{"depth": 1}] * 2 and "linear(" not in seen[1][0]
+
+
+def test_a_forced_eager_stance_runs_the_model_as_written():
+    ran = []
+
+    def inner(gm, inputs):
+        return lambda *args: ran.append(1) or gm.forward(*args)
+
+    net, x = Net(), torch.randn(40, 24)
+    compiled = torch.compile(net, backend="ce_fx", options={**PLAN, "inner": inner})
+    with rewritten_by_the_backend():
+        torch.testing.assert_close(compiled(x), net(x))
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(compiled(x), net(x), rtol=0, atol=0)
+    assert len(ran) == 1
+    compiled(x)
+    assert len(ran) == 2
+
+
 class Fails:
     """An inner compiler that takes the graph as it was written only."""
 
