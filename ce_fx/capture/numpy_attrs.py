@@ -1,14 +1,14 @@
 """NumPy numbers among module attributes become equal Python numbers, so that Dynamo sees one graph.
 
 Dynamo cannot guard NumPy scalars and arrays that layers keep as plain attributes: a stride stored as an array breaks
-the graph at every convolution (tensorly-torch ResNet-18: 20 graphs). Equal Python ints and tuples mean the same to
-every op that takes them.
+the graph at every convolution (tensorly-torch ResNet-18: 20 graphs). Equal Python ints mean the same to every op that
+takes them. An array of two axes stays: what stands for it would be another index of a tensor than it is.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,72 +17,73 @@ import torch
 _MISSING = object()
 
 
-class Ints(tuple[int, ...]):
-    """A tuple in place of a 1-d NumPy array, which goes on calculating as the array would.
+class Ints:
+    """In place of a 1-d NumPy array: numbers that Dynamo follows, which go on calculating as the array would.
 
-    Arithmetic is element by element, comparison too, and any other method or attribute of an array is that of an
-    equal array. What stays a tuple's: hashing, and equality with a tuple.
+    Arithmetic and comparison are element by element, and any other method or attribute is that of an equal array. It is
+    no tuple: that would be another index of a tensor than an array is.
     """
 
-    def tolist(self) -> list[int]:
+    def __init__(self, numbers: Iterable[Any]) -> None:
+        self._numbers = tuple(numbers)
+
+    def tolist(self) -> list[Any]:
         """The numbers as a list, as of an array."""
-        return list(self)
+        return list(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._numbers)
 
     def __getitem__(self, key: Any) -> Any:
-        value = super().__getitem__(key)
+        value = self._numbers[key]
         return Ints(value) if isinstance(key, slice) else value
 
+    def __bool__(self) -> bool:
+        if len(self._numbers) != 1:
+            raise ValueError("the truth value of an array with more than one element is ambiguous")
+        return bool(self._numbers[0])
+
     def __neg__(self) -> Ints:
-        return Ints(-a for a in self)
+        return Ints(-a for a in self._numbers)
 
-    def __eq__(self, other: object) -> Any:
-        return Ints(a == other for a in self) if isinstance(other, (int, float)) else super().__eq__(other)
-
-    def __ne__(self, other: object) -> Any:
-        return Ints(a != other for a in self) if isinstance(other, (int, float)) else super().__ne__(other)
-
-    __hash__ = tuple.__hash__
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copying and pickling ask for methods that a tuple does without
-            raise AttributeError(name)
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         import numpy
 
-        return getattr(numpy.array(tuple(self)), name)
+        return numpy.array(self._numbers, dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copying and pickling ask for methods that it does without
+            raise AttributeError(name)
+        return getattr(self.__array__(), name)
+
+    def __repr__(self) -> str:
+        return f"Ints({list(self._numbers)})"
 
 
-def _elementwise(name: str) -> Callable[[Ints, Any], Any]:
+def _elementwise(name: str, swapped: bool = False) -> Callable[[Ints, Any], Any]:
     """An operator of Ints: `name` of the numbers, one by one, with a number or with as many numbers."""
-    calculate = getattr(operator, name.strip("_"))
+    operate = getattr(operator, name.strip("_"))
 
-    def forward(self: Ints, other: Any) -> Any:
+    def calculate(self: Ints, other: Any) -> Any:
+        numbers = self.tolist()
         if isinstance(other, (int, float)):
-            return Ints(calculate(a, other) for a in self)
-        if isinstance(other, (tuple, list)) and len(other) == len(self):
-            return Ints(calculate(a, b) for a, b in zip(self, other, strict=True))
-        return NotImplemented
+            others = [other] * len(numbers)
+        elif isinstance(other, (Ints, tuple, list)) and len(other) == len(numbers):
+            others = list(other)
+        else:
+            return NotImplemented
+        return Ints([operate(b, a) if swapped else operate(a, b) for a, b in zip(numbers, others, strict=True)])
 
-    return forward
-
-
-def _reflected(name: str) -> Callable[[Ints, Any], Any]:
-    """The same operator with its sides swapped."""
-    calculate = getattr(operator, name.strip("_"))
-
-    def backward(self: Ints, other: Any) -> Any:
-        if isinstance(other, (int, float)):
-            return Ints(calculate(other, a) for a in self)
-        if isinstance(other, (tuple, list)) and len(other) == len(self):
-            return Ints(calculate(b, a) for a, b in zip(self, other, strict=True))
-        return NotImplemented
-
-    return backward
+    return calculate
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
     setattr(Ints, f"__{_name}__", _elementwise(_name))
-    setattr(Ints, f"__r{_name}__", _reflected(_name))
-for _name in ("lt", "le", "gt", "ge"):
+    setattr(Ints, f"__r{_name}__", _elementwise(_name, swapped=True))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Ints, f"__{_name}__", _elementwise(_name))
 
 
@@ -149,7 +150,7 @@ def _plain(value: Any) -> Any:
 
 
 def _array(value: Any) -> Any:
-    """A 1-d integer or boolean array as a tuple with `tolist`, a 0-d one as a number."""
+    """A 1-d integer or boolean array as `Ints`, a 0-d one as a number."""
     if value.dtype.kind not in "iub" or value.ndim > 1:
         return _MISSING
     return Ints(value.tolist()) if value.ndim else value.item()
