@@ -113,20 +113,17 @@ def measure(one: Doored, door: str, mode: str, rounds: int) -> Cell:
     given += [one.inputs(seed=n) for n in (1, 2)] if mode == "train" else []
     with fresh_cache(), calibrated_only(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run = opened(door, model, mode)
-        first = first_call(run, model, given[0], mode)
         double = "eval" if mode == "bf16" else mode
         trues = [results(exact, exact, [x.double() for x in inputs], double) for inputs in given]
-        errors = [error_of(results(run, model, x, mode), true) for x, true in zip(given, trues, strict=True)]
+        run = opened(door, model, mode)
+        try:
+            first = first_call(run, model, given[0], mode)
+            errors = [error_of(results(run, model, x, mode), true) for x, true in zip(given, trues, strict=True)]
+        except Exception as error:
+            reasons = [reason_of(error), rival_of(door, written, given[0], mode)[2]]
+            return Cell(one.name, door, mode, reason="; ".join(filter(None, reasons)))
         graphs = counters["stats"]["unique_graphs"]
-        rival, alone, failed = written, None, ""
-        if door != "optimize":
-            rival = torch.compile(written, backend=door, dynamic=True if mode == "dynamic" else None)
-            try:
-                with fresh_cache():  # else it would find what was compiled for us
-                    alone = first_call(rival, written, given[0], mode)
-            except Exception as error:  # torch's own, of the model as written
-                rival, failed = written, f"{door} alone fails: {type(error).__name__}"
+        rival, alone, failed = rival_of(door, written, given[0], mode)
         own = [error_of(results(rival, written, x, mode), true) for x, true in zip(given, trues, strict=True)]
         ours, theirs = (partial(results, *pair, given[0], mode) for pair in ((run, model), (rival, written)))
         gain = None if failed else compare({"theirs": theirs, "ours": ours}, rounds).gain("ours", "theirs")
@@ -135,6 +132,26 @@ def measure(one: Doored, door: str, mode: str, rounds: int) -> Cell:
     bars = [max(WORSE * each, 0.0 if mode == "bf16" else ROUNDED) for each in own]
     off = [f"error {error:.1e} above {bar:.1e}" for error, bar in zip(errors, bars, strict=True) if error > bar]
     return Cell(one.name, door, mode, max(errors), not off, graphs, gain, (first, alone), "; ".join(off) or failed)
+
+
+def rival_of(door: str, written: nn.Module, inputs: Sequence[Tensor], mode: str) -> tuple[Run, float | None, str]:
+    """What a door is compared with, the seconds of its first call, and what torch's own fails with.
+
+    It comes behind ours, which thus pays for all that a process compiles or imports once.
+    """
+    if door == "optimize":
+        return written, None, ""
+    rival = torch.compile(written, backend=door, dynamic=True if mode == "dynamic" else None)
+    try:
+        with fresh_cache():  # else it would find what was compiled for us
+            return rival, first_call(rival, written, inputs, mode), ""
+    except Exception as error:
+        return written, None, f"{door} alone fails: {type(error).__name__}"
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:160]
 
 
 def first_call(run: Run, model: nn.Module, inputs: Sequence[Tensor], mode: str) -> float:
@@ -160,7 +177,7 @@ def attempt(one: Doored, door: str, mode: str, rounds: int) -> Cell:
     try:
         return measure(one, door, mode, rounds)
     except Exception as error:
-        return Cell(one.name, door, mode, reason=f"{type(error).__name__}: {str(error).splitlines()[0]}"[:160])
+        return Cell(one.name, door, mode, reason=reason_of(error))
 
 
 def text_of(cell: Cell | None) -> str:

@@ -69,6 +69,17 @@ def test_an_inner_backend_that_fails_alone_is_no_failure_of_ours(monkeypatch):
     assert "pass, 1, 1.0 s, eager alone fails: ArithmeticError" in table([cell])
 
 
+def test_a_cell_in_which_both_fail_says_so(monkeypatch):
+    def fails(run, model, inputs, mode):
+        raise ArithmeticError("torch's own\nfor all that is compiled")
+
+    monkeypatch.setattr(doors, "first_call", fails)
+    cell = attempt(SMALL, "eager", "eval", 1)
+    assert not cell.passed
+    assert cell.reason == "ArithmeticError: torch's own; eager alone fails: ArithmeticError"
+    assert attempt(SMALL, "optimize", "eval", 1).reason == "ArithmeticError: torch's own"
+
+
 def test_errors_are_relative_by_norm_and_the_worst_counts():
     one = torch.ones(4, dtype=torch.float64)
     assert error_of([one * 1.5], [one]) == pytest.approx(0.5)
