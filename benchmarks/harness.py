@@ -42,17 +42,21 @@ class Timing:
         return min(names, key=self.seconds.__getitem__)
 
 
-def compare(candidates: Mapping[str, Callable[[], object]], rounds: int = 11, budget: float = 0.05) -> Timing:
+def compare(
+    candidates: Mapping[str, Callable[[], object]], rounds: int = 11, budget: float = 0.05, warm: bool = False
+) -> Timing:
     """Time candidates in turn.
 
     Args:
         candidates: by name; the first is what the others are compared with.
         rounds: how often each is timed, in turn.
         budget: seconds that one timing of one candidate should take at least.
+        warm: every candidate has run before.
     """
     repeats = {}
     for name, run in candidates.items():
-        _seconds(run, 1)
+        if not warm:
+            _seconds(run, 1)
         repeats[name] = max(1, round(budget / max(1e-9, _seconds(run, 1))))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds):

@@ -9,7 +9,8 @@ from torch import nn
 import ce_fx
 from benchmarks.doors_models import Conformer
 from benchmarks.paper import __main__ as paper
-from benchmarks.paper import decomposed
+from benchmarks.paper import cells, decomposed
+from benchmarks.paper.again import Orders
 from benchmarks.paper.cells import Cell, Settings, written_bytes
 from benchmarks.paper.nets import ResNet
 from benchmarks.paper.orders import checkpointed, left_to_right, rebuilt
@@ -17,6 +18,7 @@ from benchmarks.paper.peak import highest, is_grown, largest_batch, peak_bytes, 
 from benchmarks.paper.text import claims, table
 from benchmarks.paper.ways import DENSE, LEFT, LEFT_CHECKPOINTED, REBUILT, names, results, way
 from benchmarks.paper.workloads import over_time, speech, workloads
+from ce_fx import decide
 
 # --- orders by hand
 
@@ -129,11 +131,16 @@ def test_saved_bytes_need_no_memory():
     ("bytes_", "budget", "largest"), [((200, 300), 1000, 9), ((200, 300), 99, 0), ((100, 100), 9, None)]
 )
 def test_the_largest_batch(bytes_, budget, largest):
-    assert largest_batch((1, 2), bytes_, budget) == largest
+    assert largest_batch(list(zip((1, 2), bytes_, strict=True)), budget) == largest
+
+
+def test_one_batch_tells_of_no_other():
+    assert largest_batch([(2, 300), (1, 200)], 1000) == 9
+    assert largest_batch([(4, 100)], 1000) is None and not is_grown([(4, 100)])
 
 
 def test_a_batch_that_is_mostly_weights_tells_little():
-    assert is_grown((1, 2), (200, 300)) and not is_grown((1, 2), (1000, 1100))
+    assert is_grown([(1, 200), (2, 300)]) and not is_grown([(1, 1000), (2, 1100)])
 
 
 def test_bytes_as_options():
@@ -175,6 +182,14 @@ def test_ways_agree(mode):
             same(each[1], found[REBUILT][1])
 
 
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.LayerNorm(6)])
+def test_a_step_has_gradients_behind_a_softmax_and_a_norm(last):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), last)
+    one = way(REBUILT, model, batches := [(torch.randn(5, 4),)], "train")
+    assert list(results(one, batches, "train"))[1].norm() > 1e-2
+
+
 def test_names_of_a_mode():
     assert LEFT_CHECKPOINTED in names("train", False) and LEFT_CHECKPOINTED not in names("inference", True)
     assert "ce_fx inductor" in names("inference", True) and "ce_fx inductor" not in names("train", False)
@@ -191,9 +206,10 @@ def test_what_left_to_right_keeps_is_known_without_running_it():
 
 def cell(mode="train", **options):
     rounds = {LEFT: [2.0, 4.0], REBUILT: [1.0, 1.0], DENSE: [0.5, 0.5], "ce_fx time": [1.25, 1.25]}
-    peaks = {LEFT: (2000, 3000), REBUILT: (300, 400), DENSE: (300, 400), "ce_fx time": (300, 500)}
+    both = {LEFT: (2000, 3000), REBUILT: (300, 400), DENSE: (300, 400), "ce_fx time": (300, 500)}
+    peaks = {name: ((2, half), (4, whole)) for name, (half, whole) in both.items()}
     notes = {LEFT_CHECKPOINTED: "not run"}
-    return Cell("Net", "rtt", 0.05, mode, "4 x 3, cpu", 2, (2, 4), rounds, peaks, {}, notes, **options)
+    return Cell("Net", "rtt", 0.05, mode, "4 x 3, cpu", "a machine", 2, rounds, peaks, {}, notes, **options)
 
 
 def test_the_table():
@@ -205,14 +221,43 @@ def test_the_table():
 
 
 def test_the_paper_beside_what_was_measured():
-    (train, inference) = claims([cell(), cell("inference")], 10_000).splitlines()[1:]
+    train, inference, *_ = claims([cell(), cell("inference")], 10_000).splitlines()[1:]
     for text in ("1.6-2.8x", "2.40x", "0.80x <", "2-10x", "5.5x (ce_fx time)", "dense is faster, 2.50x"):
         assert text in train
     assert "1.1-1.3x" in inference
 
 
+def test_what_falls_short_is_counted():
+    last = table([cell()], 10_000).splitlines()[-2:]
+    assert last[0] == "ce_fx behind rebuilt: 1 of 1, worst 0.80x (Net rtt 5 % train, ce_fx time)"
+    assert last[1].startswith("ce_fx behind left to right: 0 of 1, worst 2.40x")
+    lean = cell()
+    lean.peaks[LEFT_CHECKPOINTED] = ((2, 100), (4, 150))  # 398 examples
+    lines = claims([lean, cell("inference")], 10_000).splitlines()
+    assert "0.2x (ce_fx time)" in lines[1]
+    for text in (
+        "train: behind rebuilt: 1 of 1, worst 0.80x",
+        "train: below 1.6x over left: 0 of 1, worst 2.40x",
+        "train: below 2.8x over left: 1 of 1, worst 2.40x",
+        "train: batch below 2x that of left to right: 0 of 1, worst 5.50x",
+        "train: batch below 10x that of left to right: 1 of 1, worst 5.50x",
+        "train: batch below 1x that of left to right, checkpointed: 1 of 1, worst 0.25x",
+        "inference: below 1.3x over left: 0 of 1",
+    ):
+        assert any(line.startswith(text) for line in lines), text
+
+
+def test_bytes_of_what_was_not_run_are_in_the_table():
+    one = cell()
+    del one.rounds[LEFT]
+    one.notes[LEFT] = "not run"
+    lines = table([one], 10_000).splitlines()
+    assert next(line for line in lines if line.strip().startswith(LEFT)).split() == [*LEFT.split(), "18", "not", "run"]
+    assert lines[-1] == "ce_fx behind left to right: not measured"
+
+
 def test_a_cell_that_failed_says_why():
-    failed = Cell("Net", "rtt", 0.05, "train", "here", error="RuntimeError: no memory")
+    failed = Cell("Net", "rtt", 0.05, "train", "here", "a machine", error="RuntimeError: no memory")
     assert "RuntimeError: no memory" in table([failed], 1)
     assert len(claims([failed], 1).splitlines()) == 1
 
@@ -224,7 +269,7 @@ def test_what_was_measured_is_not_run_again(tmp_path, monkeypatch, capsys):
         runs.append((workload.name, form, rate, mode))
         notes = dict.fromkeys(settings.chosen(mode), "not run")
         error = "x" * (mode == "train")
-        return Cell(workload.name, form, rate, mode, settings.where(workload), notes=notes, error=error)
+        return Cell(workload.name, form, rate, mode, settings.where(workload), settings.by(), notes=notes, error=error)
 
     monkeypatch.setattr(paper, "measure", once)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
@@ -236,20 +281,100 @@ def test_what_was_measured_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert [mode for *_, mode in runs] == ["train", "train"]
     assert len(json.loads(place.read_text())) == 4
     assert "ResNet-34 rtt 20 % inference" in capsys.readouterr().out
+    runs.clear()
+    assert len(paper.main([*arguments, "--rounds", "3"])) == 4 and len(runs) == 4
+    monkeypatch.setattr(cells, "machine", lambda device: "another machine")
+    shown = paper.main(arguments)
+    assert len(runs) == 8 and {one.by for one in shown} == {"another machine, 7 rounds"}
+    kept = json.loads(place.read_text())
+    assert len(kept) == 2 + 2 + 4 and len({one["by"] for one in kept}) == 3
 
 
-def test_quick(capsys, monkeypatch):
+@pytest.mark.parametrize("mode", ["train", "inference"])
+@pytest.mark.parametrize("workload", workloads(), ids=lambda workload: workload.name)
+def test_quick(workload, mode, capsys, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    only = ["--only", "ResNet-34", "--mode", "train", "--ways", "left to right$|rebuilt|dense|time"]
+    only = ["--only", workload.name, "--mode", mode, "--ways", "left to right$|rebuilt|dense|time"]
     (measured,) = paper.main(["--quick", "--rounds", "1", "--tune", "off", *only])
-    assert not measured.error and measured.layers == 2
-    assert set(measured.rounds) == {LEFT, REBUILT, DENSE, "ce_fx time"}
-    assert max(measured.errors.values()) < 1e-3
-    assert all(0 < half < whole for half, whole in measured.peaks.values())
-    assert "ResNet-34 rcp 10 % train" in capsys.readouterr().out
+    assert not measured.error and measured.layers
+    assert set(measured.rounds) == set(measured.peaks) == {LEFT, REBUILT, DENSE, "ce_fx time"}
+    assert max(measured.errors.values()) < 1e-2
+    for points in measured.peaks.values():
+        assert [batch for batch, _ in points] == ([4, 2] if mode == "train" else [2])
+        assert points == tuple(sorted(points, reverse=True)) and points[-1][1] > 0
+    assert f"{workload.name} {measured.form} 10 % {mode}" in capsys.readouterr().out
 
 
-def test_a_batch_has_a_half():
+def test_quick_with_inductor():
+    settings = Settings("quick", rounds=1, inductor=True, ways="inductor|^(rebuilt|dense)$", tune=False)
+    one = cells.measure(workloads()[0], "rtt", 0.1, "inference", settings)
+    assert set(one.rounds) == {REBUILT, DENSE, "rebuilt inductor", "dense inductor", "ce_fx inductor"}
+    assert max(one.errors.values()) < 1e-3
+    line = next(line for line in table([one], 10**9).splitlines() if line.strip().startswith("ce_fx inductor"))
+    assert "x over rebuilt inductor" in line and "x over dense inductor" in line
+
+
+def test_a_rebuilt_network_is_one_graph_for_inductor():
+    model, _ = workloads()[0].factorise(ResNet((1,), width=8), "rtt", 0.5)
+    batches = workloads()[0].sizes["quick"].inputs(2)
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(way(REBUILT, model, batches, "train").run)(*batches[0])
+    assert found.graph_break_count == 0
+
+
+def small_network():
+    torch.manual_seed(0)
+    return workloads()[0].factorise(ResNet((1, 1), width=8), "rtt", 0.5)[0].train()
+
+
+@pytest.mark.parametrize("name", [LEFT, LEFT_CHECKPOINTED, REBUILT, DENSE, "ce_fx flops"])
+def test_a_line_through_two_batches_tells_the_bytes_of_a_third(name):
+    model, points = small_network(), []
+    for batch in (2, 4, 8):
+        inputs = workloads()[0].sizes["cpu"].inputs(batch)
+        torch._dynamo.reset()
+        one = way(name, model, inputs, "train", tune=False)
+        one.step()
+        points.append((batch, peak_bytes(one.step) + standing(one.model, inputs[0])))
+    (_, fewer), (_, more), (_, true) = points
+    assert 0.95 * true <= more + 2 * (more - fewer) <= true
+    assert abs(largest_batch(points[:2], true) - 8) <= 1
+
+
+def test_left_to_right_is_counted_at_batches_that_fit():
+    whole = workloads()[0].sizes["quick"].inputs(8)
+    model, _ = workloads()[0].factorise(ResNet((1,), width=8), "rcp", 0.1)
+    memory = written_bytes(model, whole) // 2
+    settings = Settings("quick", rounds=1, batch=8, memory=memory, ways="left to right$|rebuilt", tune=False)
+    one = cells.measure(workloads()[0], "rcp", 0.1, "train", settings)
+    assert set(one.rounds) == {REBUILT} and [batch for batch, _ in one.peaks[LEFT]] == [2, 4]
+    assert "bytes of batches 2 and 4" in one.notes[LEFT]
+    assert [batch for batch, _ in one.peaks[REBUILT]] == [4, 8]
+
+
+def test_the_half_batch_is_evaluated_in_the_same_orders(monkeypatch):
+    asked = []
+    original = decide.choose
+    monkeypatch.setattr(decide, "choose", lambda problem, *rest: asked.append(problem) or original(problem, *rest))
+    kept, model = Orders(), small_network()
+    plans = []
+    for batch, context in ((4, kept.kept), (2, kept.again)):
+        torch._dynamo.reset()
+        with context(), torch.enable_grad():
+            fast = way("ce_fx flops", model, workloads()[0].sizes["quick"].inputs(batch), "train", tune=False)
+            fast.step()
+        plans.append([(layer.decision, layer.expression) for layer in ce_fx.report(fast.run).layers])
+        count = len(asked)
+    assert plans[0] == plans[1] and any(decision == "rewritten" for decision, _ in plans[0])
+    assert count == len(asked) == len(kept.made)
+    kept.made.pop()  # as if the graph had more regions now
+    torch._dynamo.reset()
+    with kept.again():
+        fast = way("ce_fx flops", model, workloads()[0].sizes["quick"].inputs(2), "train", tune=False)
+    assert "refused" in [layer.decision for layer in ce_fx.report(fast.run).layers]
+
+
+def test_a_batch_is_an_axis():
     assert Settings(batch=1).batch_of(workloads()[0]) == 2
     assert Settings(size="full").batch_of(workloads()[0]) == 128
 

@@ -3,8 +3,9 @@
 Networks of arXiv 2401.03384 with factorised layers: ResNet-34 on 32 px, a Conformer block on batches of varying length,
 and a two-stream ResNet-101. Each is evaluated from left to right with one torch op a factor, the same with every layer
 checkpointed, with its kernels rebuilt by torch.einsum, as the dense network, and by ce_fx. All take turns in one
-process. Bytes are the most of a step, with weights and inputs, and the largest batch in a budget follows from those at
-two batch sizes. A training step is the forward and the gradients of all weights; an optimiser's state is not in it.
+process. Bytes are the most of a step, with weights and inputs; in training the largest batch in a budget follows from
+those at two batch sizes. A training step is the forward and the gradients of all weights; an optimiser's state is not
+in it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--full", action="store_true", help="the sizes for a GPU")
     parser.add_argument("--quick", action="store_true", help="a tiny network, one form and one rate: does it run?")
-    parser.add_argument("--inductor", action="store_true", help="ce_fx with Inductor as well, which compiles for long")
+    parser.add_argument("--inductor", action="store_true", help="what Inductor compiles as well; that takes long")
     parser.add_argument("--budget", type=bytes_of, default="24GiB", help="of the table of largest batches")
     parser.add_argument("--memory", type=bytes_of, default="8GiB", help="left to right is not run if it keeps more")
     parser.add_argument("--json", type=Path, metavar="PATH", help="keeps the cells; those that are there are not rerun")
@@ -92,7 +93,7 @@ def attempt(workload: Workload, form: str, rate: float, mode: str, settings: Set
         cell = measure(workload, form, rate, mode, settings)
     except Exception as error:  # the other cells are still wanted; the table shows what happened
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
-        cell = Cell(workload.name, form, rate, mode, settings.where(workload), error=reason)
+        cell = Cell(workload.name, form, rate, mode, settings.where(workload), settings.by(), error=reason)
     print(f"{name_of(cell)}: {cell.error or 'done'} ({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
     return cell
 
@@ -108,8 +109,7 @@ def load(path: Path | None) -> dict[Key, Cell]:
 def _cell(content: Mapping[str, object]) -> Cell:
     """JSON has lists for tuples."""
     cell = Cell(**content)  # type: ignore[arg-type]
-    peaks = {name: (half, whole) for name, (half, whole) in cell.peaks.items()}
-    return replace(cell, batches=tuple(cell.batches), peaks=peaks)
+    return replace(cell, peaks={name: tuple(map(tuple, points)) for name, points in cell.peaks.items()})
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Cell]:
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Cell]:
     with own_cache():
         time_model(args.device, measure=settings.tune is not False)
         for workload, form, rate, mode in cases(args):
-            key = workload.name, form, rate, mode, settings.where(workload)
+            key = workload.name, form, rate, mode, settings.where(workload), settings.by()
             if key not in found or not found[key].holds(settings.chosen(mode)):
                 found[key] = attempt(workload, form, rate, mode, settings)
                 if args.json:

@@ -1,4 +1,7 @@
-"""Measuring one network in one mode: all ways in turn in one process, and the bytes of each at two batch sizes."""
+"""Measuring one network in one mode: all ways in turn in one process, and the bytes of each.
+
+In training bytes are counted at two batch sizes, for the largest batch; inference has no table of these.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import copy
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +17,13 @@ import torch
 from torch import nn
 
 import ce_fx
-from benchmarks.harness import compare
+from benchmarks.harness import compare, machine
+from benchmarks.paper.again import Orders
 from benchmarks.paper.peak import peak_bytes, saved_bytes, standing
-from benchmarks.paper.ways import DENSE, LEFT, OURS, REBUILT, Way, gradients, names, results, way
+from benchmarks.paper.ways import BY_INDUCTOR, DENSE, LEFT, OURS, REBUILT, Way, gradients, names, results, way
 from benchmarks.paper.workloads import Batch, Workload
 
-Key = tuple[str, str, float, str, str]
+Key = tuple[str, str, float, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,12 @@ class Cell:
 
     Attributes:
         workload, form, rate, mode: which.
-        where: geometry, device and threads.
+        where: geometry and device.
+        by: the kind of the machine, its threads, torch's version and the number of rounds.
         layers: factorised ones.
-        batches: the two batch sizes whose bytes were counted; times are of the second.
         rounds: seconds by way, round by round.
-        peaks: bytes of a step by way at both batch sizes, with weights and inputs.
+        peaks: (batch size, bytes of a step with weights and inputs) by way; the last is of the batch that is timed,
+            unless the way is not run there. One of them where there is no other in the same order.
         errors: largest difference to `rebuilt` by way, relative, in single precision.
         notes: what there is to say of a way: what the report counts, or why it was not measured.
         error: why the cell was not measured.
@@ -42,10 +48,10 @@ class Cell:
     rate: float
     mode: str
     where: str
+    by: str
     layers: int = 0
-    batches: tuple[int, int] = (1, 2)
     rounds: dict[str, list[float]] = field(default_factory=dict)
-    peaks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    peaks: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     error: str = ""
@@ -53,7 +59,7 @@ class Cell:
     @property
     def key(self) -> Key:
         """What makes it the same cell in another run."""
-        return self.workload, self.form, self.rate, self.mode, self.where
+        return self.workload, self.form, self.rate, self.mode, self.where, self.by
 
     def holds(self, ways: Sequence[str]) -> bool:
         """Whether each of some ways was measured, or has a note that says why not."""
@@ -78,7 +84,7 @@ class Settings:
         size: of the workloads.
         device: where to run.
         rounds: of the comparison.
-        inductor: also measure ce_fx with Inductor.
+        inductor: also measure what Inductor compiles.
         batch: instead of the workload's own.
         memory: bytes that a way may save for its backward; one that would save more is not run.
         ways: a pattern of the ways that are measured.
@@ -95,7 +101,7 @@ class Settings:
     tune: bool | str = "auto"
 
     def batch_of(self, workload: Workload) -> int:
-        """Examples of a batch, at least 2, so that half of it is a batch, too."""
+        """Examples of a batch, at least 2: one of 1 is another network, whose batch is no axis that counts."""
         return max(2, self.batch or workload.sizes[self.size].batch)
 
     def chosen(self, mode: str) -> list[str]:
@@ -105,9 +111,12 @@ class Settings:
     def where(self, workload: Workload) -> str:
         """What else makes a cell."""
         geometry = workload.sizes[self.size].geometry
-        threads = "" if self.device.startswith("cuda") else f", {torch.get_num_threads()} threads"
         tuned = {"True": ", tuned", "False": ", not tuned"}.get(str(self.tune), "")
-        return f"{self.batch_of(workload)} {geometry}, {self.device}{threads}{tuned}"
+        return f"{self.batch_of(workload)} {geometry}, {self.device}{tuned}"
+
+    def by(self) -> str:
+        """What measures: times of other machines, or of fewer rounds, are other cells."""
+        return f"{machine(self.device)}, {self.rounds} rounds"
 
 
 def measure(workload: Workload, form: str, rate: float, mode: str, settings: Settings) -> Cell:
@@ -124,43 +133,78 @@ def measure(workload: Workload, form: str, rate: float, mode: str, settings: Set
     size, batch = workload.sizes[settings.size], settings.batch_of(workload)
     model, layers = workload.factorise(size.make(), form, rate)
     model = model.to(settings.device).train(mode == "train")
-    batches = {n: [tuple(t.to(settings.device) for t in each) for each in size.inputs(n)] for n in (batch // 2, batch)}
-    peaks: dict[str, list[int]] = {}
     notes: dict[str, str] = {}
+    peaks: dict[str, list[tuple[int, int]]] = {}
+    decided: dict[str, list[str]] = {}
     chosen = settings.chosen(mode)
-    if mode == "train" and LEFT in chosen:
-        needed = written_bytes(model, batches[batch])
-        if needed > settings.memory:
-            chosen.remove(LEFT)
-            notes[LEFT] = f"not run: its backward needs {needed / 2**30:.0f} GiB"
-    ways: dict[str, Way] = {}
+    orders = {name: Orders() for name in chosen if name in OURS}
+
+    def inputs(count: int) -> list[Batch]:
+        return [tuple(tensor.to(settings.device) for tensor in each) for each in size.inputs(count)]
+
+    def ready(names: Sequence[str], count: int, batches: Sequence[Batch], again: bool = False) -> dict[str, Way]:
+        """Ways that have run, with their bytes counted; with `again` in the orders that were chosen before."""
+        torch._dynamo.reset()  # the classes' code is shared: Dynamo gives up after eight views of it
+        ways = {}
+        for name in names:
+            held = nullcontext() if name not in orders else orders[name].again() if again else orders[name].kept()
+            with held:
+                ways[name] = one = way(name, model, batches, mode, settings.tune)
+                # Sizes that vary are captured at the second batch; nothing that stays is made after that.
+                for _ in range(2 if name in OURS or name in BY_INDUCTOR else 1):
+                    one.step()
+            if again and name in OURS and decisions(one.run) != decided[name]:
+                notes[name] += f"; another order at a batch of {count}"
+                continue
+            given = (tensor for each in batches for tensor in each)
+            bytes_ = peak_bytes(one.step, settings.device) + standing(one.model, given)
+            peaks.setdefault(name, []).insert(0, (count, bytes_))
+        return ways
+
     with gradients(mode):
-        for inputs in batches.values():
-            torch._dynamo.reset()  # the classes' code is shared: Dynamo gives up after eight views of it
-            ways.clear()
-            for name in chosen:
-                ways[name] = way(name, model, inputs, mode, settings.tune)
-                for _ in range(2):  # sizes that vary are captured at the second batch; nothing is made after that
-                    ways[name].step()
-                peak = peak_bytes(ways[name].step, settings.device)
-                given = (tensor for each in inputs for tensor in each)
-                peaks.setdefault(name, []).append(peak + standing(ways[name].model, given))
-        errors = errors_of(ways, batches[batch], mode)
-        timing = compare({name: one.step for name, one in ways.items()}, settings.rounds)
-    notes |= {name: counted(ways[name].run) for name in ways if name in OURS}
+        other = batch // 2 if batch >= 4 else 2 * batch
+        whole, inputs_of_other = inputs(batch), inputs(other)
+        small = fitting(model, whole, batch, settings.memory) if mode == "train" and LEFT in chosen else batch
+        if small < batch:
+            chosen.remove(LEFT)
+        ways = ready(chosen, batch, whole)
+        timing = compare({name: one.step for name, one in ways.items()}, settings.rounds, warm=True)
+        decided |= {name: decisions(ways[name].run) for name in ways if name in OURS}
+        notes |= {name: counted(found) for name, found in decided.items()}
+        if mode == "train":
+            ways = ready(chosen, other, inputs_of_other, again=True)
+        errors = errors_of(ways, inputs_of_other if mode == "train" else whole, mode)
+        if small < batch:
+            notes[LEFT] = f"not run: its backward needs more than {settings.memory / 2**30:g} GiB"
+            if small > 1:
+                notes[LEFT] += f"; bytes of batches {small // 2} and {small}"
+                for count in (small, small // 2):
+                    ready([LEFT], count, inputs(count))
     return Cell(
         workload.name,
         form,
         rate,
         mode,
         settings.where(workload),
+        settings.by(),
         layers,
-        (batch // 2, batch),
         {name: list(each) for name, each in timing.rounds.items()},
-        {name: (each[0], each[1]) for name, each in peaks.items()},
+        {name: tuple(each) for name, each in peaks.items()},
         errors,
         notes,
     )
+
+
+def fitting(model: nn.Module, batches: Sequence[Batch], batch: int, memory: int) -> int:
+    """The largest of a batch, its half, its quarter.. at which left to right saves no more than some bytes; below 2, 1.
+
+    What it saves grows with the batch, and its weights are little of it.
+    """
+    needed = written_bytes(model, batches)
+    small = batch
+    while small > 1 and needed * small > memory * batch:
+        small //= 2
+    return small
 
 
 def written_bytes(model: nn.Module, batches: Sequence[Batch]) -> int:
@@ -185,11 +229,16 @@ def errors_of(ways: dict[str, Way], batches: Sequence[Batch], mode: str) -> dict
     errors = {}
     for name, one in ways.items():
         pairs = [(a, b) for a, b in zip(results(one, batches, mode), true, strict=True) if a.shape == b.shape]
-        errors[name] = max(float((a - b).norm() / b.norm()) for a, b in pairs if not (name == DENSE and a.dim() == 1))
+        dense = name == DENSE or BY_INDUCTOR.get(name) == DENSE
+        errors[name] = max(float((a - b).norm() / b.norm()) for a, b in pairs if not (dense and a.dim() == 1))
     return errors
 
 
-def counted(fast: Callable[..., Any]) -> str:
-    """What a view's report says of the factorised layers, counted: "32 rewritten"."""
-    found = [layer.decision for layer in ce_fx.report(fast).layers]
+def decisions(fast: Callable[..., Any]) -> list[str]:
+    """What a view's report says of each factorised layer."""
+    return [layer.decision for layer in ce_fx.report(fast).layers]
+
+
+def counted(found: Sequence[str]) -> str:
+    """Decisions, counted: "32 rewritten"."""
     return ", ".join(f"{found.count(name)} {name}" for name in ("rewritten", "kept", "refused") if name in found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from string import ascii_letters
 from typing import Any
@@ -82,9 +83,29 @@ def checkpointed(layer: ConvEinsum, x: Tensor) -> Tensor:
 
 def rebuilt(layer: ConvEinsum, x: Tensor) -> Tensor:
     """The dense kernel by one torch.einsum, whose order is opt_einsum's, and one dense layer."""
-    parts, dims = read(layer.string), len(layer.kernel_size)
+    dims = len(layer.kernel_size)
+    equation, groups = rebuilding(layer.string, dims)
+    kernel = torch.einsum(equation, *layer.factors)
+    count = prod(kernel.shape[:groups])
+    kernel = kernel.reshape(layer.out_channels, layer.in_channels // count, *layer.kernel_size)
+    if not dims:
+        return F.linear(x, kernel, layer.bias)
+    convolve: Any = _CONVOLVE[dims]
+    y: Tensor = convolve(x, kernel, layer.bias, layer.stride, layer.padding, layer.dilation, count)
+    return y
+
+
+@torch.compiler.assume_constant_result  # Inductor's graph has no string to read
+def rebuilding(string: str, dims: int) -> tuple[str, int]:
+    """The einsum of a layer's factors that gives its kernel, and the number of axes of groups that the kernel has."""
+    return _rebuilding(string, dims)
+
+
+@lru_cache
+def _rebuilding(string: str, dims: int) -> tuple[str, int]:
+    parts = read(string)
     end = len(parts.input) - dims
-    inputs, outputs = parts.input[1:end], parts.output[1:end]
+    inputs = parts.input[1:end]
     groups = [letter for letter in parts.output[1:] if letter in inputs]
     outputs = tuple(letter for letter in parts.output[1 : len(parts.output) - dims] if letter not in groups)
     rest = tuple(letter for letter in inputs if letter not in groups)
@@ -93,14 +114,7 @@ def rebuilt(layer: ConvEinsum, x: Tensor) -> Tensor:
         zip(dict.fromkeys((*result, *(x for term in parts.factors for x in term))), ascii_letters, strict=False)
     )
     terms = ["".join(names[letter] for letter in term) for term in (*parts.factors, result)]
-    kernel = torch.einsum(f"{','.join(terms[:-1])}->{terms[-1]}", *layer.factors)
-    count = prod(kernel.shape[: len(groups)])
-    kernel = kernel.reshape(layer.out_channels, layer.in_channels // count, *layer.kernel_size)
-    if not dims:
-        return F.linear(x, kernel, layer.bias)
-    convolve: Any = _CONVOLVE[dims]
-    y: Tensor = convolve(x, kernel, layer.bias, layer.stride, layer.padding, layer.dilation, count)
-    return y
+    return f"{','.join(terms[:-1])}->{terms[-1]}", len(groups)
 
 
 def _pairs(parts: Read, layer: ConvEinsum) -> list[tuple[Letters, Tensor]]:

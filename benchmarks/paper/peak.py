@@ -11,8 +11,8 @@ gives it. On CUDA it is the allocator's counter.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -94,19 +94,32 @@ def saved_bytes(run: Callable[[], object]) -> int:
     return sum(kept.values())
 
 
-def largest_batch(batches: tuple[int, int], bytes_: tuple[int, int], budget: int) -> int | None:
+Points: TypeAlias = Sequence[tuple[int, int]]
+"""Batch sizes and the bytes of a step of each; the last is the one that was timed."""
+
+
+def largest_batch(points: Points, budget: int) -> int | None:
     """The largest batch whose step fits a budget, from the bytes of steps at two batch sizes; None: they do not grow.
 
     Bytes are taken for a straight line through both, that is, for the same order at any batch. The peak is the largest
     of several straight lines, so it may grow faster later: the true batch is not larger. See `is_grown`.
     """
-    slope = (bytes_[1] - bytes_[0]) / (batches[1] - batches[0])
+    slope = _slope(points)
     if slope <= 0:
         return None
-    return max(0, int(batches[1] + (budget - bytes_[1]) / slope))
+    batch, bytes_ = points[-1]
+    return max(0, int(batch + (budget - bytes_) / slope))
 
 
-def is_grown(batches: tuple[int, int], bytes_: tuple[int, int]) -> bool:
-    """Whether most bytes at the larger batch grow with it, so that a line through both batches can be trusted."""
-    slope = (bytes_[1] - bytes_[0]) / (batches[1] - batches[0])
-    return slope * batches[1] >= bytes_[1] / 2
+def is_grown(points: Points) -> bool:
+    """Whether most bytes at the last batch grow with it, so that a line through both batches can be trusted."""
+    batch, bytes_ = points[-1]
+    return _slope(points) * batch >= bytes_ / 2
+
+
+def _slope(points: Points) -> float:
+    """Bytes of one more in the batch; 0 where they were counted at one batch size only."""
+    if len(points) < 2:
+        return 0.0
+    (batch, bytes_), (other, others) = points[-1], points[-2]
+    return (others - bytes_) / (other - batch)
