@@ -44,8 +44,10 @@ _FORMS = 5
 Draft: TypeAlias = tuple[Program, tuple[Plan, ...]]
 """How a sum is factored, and a plan for each of its products."""
 
+SLOWER = 1.1
+"""Times the fastest, which saving memory in training may cost."""
+
 _HOPELESS = 3.0  # times the predicted cost of the best draft, from which one is not lowered
-_SLOWER = 1.1  # times the fastest, which saving memory in training may cost
 _PEAK = 4, 1 << 26  # a candidate may need this many times the memory of what is written, and 64 MB
 
 
@@ -94,7 +96,7 @@ def candidates(problem: Problem) -> list[Candidate]:
     if not problem.saves:
         return _affordable(problem, drafts(problem))
     found = _affordable(problem, [*drafts(problem), *drafts(replace(problem, objective="time"))])
-    limit = _SLOWER * min([problem.cost.seconds, *(one.cost.seconds for one in found)])
+    limit = SLOWER * min([problem.cost.seconds, *(one.cost.seconds for one in found)])
     return [one for one in found if one.cost.seconds <= limit]
 
 

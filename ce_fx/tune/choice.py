@@ -21,7 +21,7 @@ from ce_fx.plan.modes import grads, runs
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
 from ce_fx.plan.ways import ops_of_way, ways_of
-from ce_fx.tune.candidates import Candidate, Lowered, candidate_of, candidates, to_be_timed
+from ce_fx.tune.candidates import SLOWER, Candidate, Lowered, candidate_of, candidates, to_be_timed
 from ce_fx.tune.clock import plain_mode
 from ce_fx.tune.machine import untimed
 from ce_fx.tune.problem import Problem
@@ -96,8 +96,15 @@ def kept_as_written(problem: Problem) -> Choice:
 
 
 def by_prediction(problem: Problem, found: Sequence[Candidate], margin: float | None = None) -> Choice:
-    """The best candidate where it beats what is written by the margin, a share of its cost."""
+    """The best candidate where it beats what is written by the margin, a share of its cost.
+
+    Where the memory of training counts, what is written is no rival if it takes much longer than the fastest. The
+    fastest is among the candidates then.
+    """
     objective, before, after = problem.objective, problem.cost, found[0].cost
+    if problem.saves and before.seconds > SLOWER * min(one.cost.seconds for one in found):
+        ratio = before.seconds / after.seconds
+        return Choice(found[0], before.seconds, after.seconds, False, f"{ratio:.1f}x {_GAIN['time']}")
     if after.of(objective) >= (margin or MARGIN[objective]) * before.of(objective):
         fewer = objective == "time" and min(one.cost.flops for one in found) < before.flops
         return Choice(None, before.seconds, before.seconds, False, _NO_GAIN["fewer" if fewer else objective])
