@@ -112,12 +112,7 @@ def ranks_for_rate(terms: Terms, ranks: Sequence[str], sizes: Mapping[str, int],
     widest = max((cap for cap in caps.values() if cap is not None), default=1)
     bounded = None not in caps.values()
     if bounded and weights(equal_ranks(widest, ranks, caps)) < budget:
-        most = weights(equal_ranks(widest, ranks, caps))
-        raise RateError(
-            f"rate {rate:g} is {budget} of the dense layer's {dense} weights, but this form has at most {most} useful "
-            f"ones; the largest possible rate is {most / dense:.6g}",
-            most / dense,
-        )
+        raise too_large(rate, budget, dense, weights(equal_ranks(widest, ranks, caps)))
     chosen = equal_ranks(_last(fits, widest if bounded else None), ranks, caps)
 
     def useful(trial: dict[str, int], raised: str) -> bool:
@@ -143,6 +138,15 @@ def too_small(rate: float, budget: int, dense: int, least: int) -> RateError:
         f"rate {rate:g} is {budget} of the dense layer's {dense} weights, but the smallest layer of this form has "
         f"{least}; the smallest possible rate is {least / dense:.6g}",
         least / dense,
+    )
+
+
+def too_large(rate: float, budget: int, dense: int, most: int) -> RateError:
+    """The error for a rate that even the largest useful ranks do not reach."""
+    return RateError(
+        f"rate {rate:g} is {budget} of the dense layer's {dense} weights, but this form has at most {most} useful "
+        f"ones; the largest possible rate is {most / dense:.6g}",
+        most / dense,
     )
 
 

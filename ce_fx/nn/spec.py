@@ -17,6 +17,7 @@ from ce_fx.nn.ranks import (
     equal_ranks,
     rank_caps,
     ranks_for_rate,
+    too_large,
     too_small,
 )
 
@@ -177,5 +178,7 @@ def _interleaved(
         fitting = [n for n in divisors if counts[n] <= budget]
         if not fitting:
             raise too_small(rate, budget, size.weights, min(counts.values()))
+        if budget > max(counts.values()):
+            raise too_large(rate, budget, size.weights, max(counts.values()))
         chosen = max(fitting, key=lambda n: counts[n])
     return Spec(string, _shapes(terms, sized(chosen)), (chosen,))

@@ -155,6 +155,9 @@ def test_interleaved_groups_are_a_common_divisor():
     assert layer.ranks == (4,) and layer.num_weights == 24 * 36 * 9 // 4 + 4 * 36 == 2088
     with pytest.raises(RateError, match="the smallest layer of this form has 1080"):
         ConvEinsum.of_form("interleaved", 24, 36, (3, 3), rate=0.1)
+    with pytest.raises(RateError, match="at most 7812 useful ones; the largest possible rate is 1.00463") as caught:
+        ConvEinsum.of_form("interleaved", 24, 36, (3, 3), rate=1.2)
+    assert ConvEinsum.of_form("interleaved", 24, 36, (3, 3), rate=caught.value.nearest).num_weights == 7812
     with pytest.raises(LayerError, match=r"its number of groups, one of \[1, 2, 3, 4, 6, 12\], not 5"):
         ConvEinsum.of_form("interleaved", 24, 36, (3, 3), rank=5)
 
