@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from math import floor, prod
 
 from ce_fx.nn.errors import LayerError, RateError
 
 Terms = Sequence[Sequence[str]]
+
+_MOST = 3**7  # ranks that are tried for one layer, some milliseconds
 
 
 @lru_cache
@@ -80,10 +83,12 @@ def equal_ranks(rank: int, ranks: Sequence[str], caps: Mapping[str, int | None])
 
 
 def ranks_for_rate(terms: Terms, ranks: Sequence[str], sizes: Mapping[str, int], rate: float, dense: int) -> list[int]:
-    """The ranks whose number of weights comes closest to `rate * dense` from below.
+    """Ranks whose number of weights comes close to `rate * dense` from below.
 
-    A form with one rank has one answer. With several, they are as equal as their caps allow: the largest common rank
-    that fits, after which single ranks are raised by one, the smallest first, until no useful one can be.
+    With one rank it comes closest. With several, ranks of any shape might come closer, and are of no use: they are to
+    be as equal as their caps allow. Around the largest common rank that fits, no ranks that are one more, one less or
+    the same come closer, and no single one can be raised. Of more than `_MOST` such ranks not all are tried: single
+    ones are raised by one, the smallest first.
 
     Args:
         terms: letters of each factor.
@@ -118,7 +123,16 @@ def ranks_for_rate(terms: Terms, ranks: Sequence[str], sizes: Mapping[str, int],
     def useful(trial: dict[str, int], raised: str) -> bool:
         return is_useful(terms, trial, raised, sizes, caps[raised])
 
-    return list(_raised(chosen, useful, lambda trial: weights(trial) <= budget).values())
+    def full(trial: dict[str, int]) -> dict[str, int]:
+        return _raised(trial, useful, lambda more: weights(more) <= budget)
+
+    found = [full(chosen)]
+    closest = weights(found[0])
+    for trial in _around(chosen) if 3 ** len(ranks) <= _MOST else ():
+        if closest < weights(trial) <= budget and all(useful(trial, rank) for rank in ranks):
+            closest = weights(trial)
+            found.append(full(trial))
+    return list(max(found, key=weights).values())
 
 
 def budget_of(rate: float, dense: int) -> int:
@@ -148,6 +162,14 @@ def too_large(rate: float, budget: int, dense: int, most: int) -> RateError:
         f"ones; the largest possible rate is {most / dense:.6g}",
         most / dense,
     )
+
+
+def _around(chosen: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Ranks that are one more, one less or the same, at least 1; the most equal changes first."""
+    changes = sorted(product((0, -1, 1), repeat=len(chosen)), key=lambda change: sum(map(abs, change)))
+    for change in changes:
+        if all(rank + step > 0 for rank, step in zip(chosen.values(), change, strict=True)):
+            yield {name: rank + step for (name, rank), step in zip(chosen.items(), change, strict=True)}
 
 
 def _last(fits: Callable[[int], bool], limit: int | None) -> int:

@@ -1,4 +1,4 @@
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 from math import prod
 
 import pytest
@@ -84,6 +84,24 @@ def test_a_rate_is_met_from_below_and_no_larger_rank_would_meet_it(form, dims, r
         raised = (*layer.ranks[:n], layer.ranks[n] + 1, *layer.ranks[n + 1 :])
         assert weights(layer.string, raised, layer) > budget or adds_nothing(layer.string, raised, n, layer)
         assert not adds_nothing(layer.string, layer.ranks, n, layer)
+
+
+@pytest.mark.parametrize("form", ["tucker", "tucker_full", "tt", "tr", "bt", "ht", "rtk", "rtt", "rtr", "rbt", "rht"])
+@pytest.mark.parametrize("rate", [0.15, 0.3, 0.62])
+def test_no_ranks_around_the_common_one_come_closer(form, rate):
+    channels = 18, 20
+    budget = int(rate * prod(channels) * 9)
+    layer = ConvEinsum.of_form(form, *channels, (3, 3), rate=rate)
+    common = (1,) * len(layer.ranks)
+    for rank in range(2, 400):
+        equal = ConvEinsum.of_form(form, *channels, (3, 3), rank=rank)
+        if equal.num_weights > budget:
+            break
+        common = equal.ranks
+    for ranks in product(*(range(max(1, rank - 1), rank + 2) for rank in common)):
+        if layer.num_weights < weights(layer.string, ranks, layer) <= budget:
+            assert any(adds_nothing(layer.string, ranks, n, layer) for n in range(len(ranks))), (ranks, layer.ranks)
+    assert layer.num_weights <= budget
 
 
 def adds_nothing(string, ranks, n, layer):
