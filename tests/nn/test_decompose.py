@@ -7,6 +7,7 @@ import torch
 from ce_fx.nn import FORMS, ConvEinsum, LayerError, decompose_
 from ce_fx.nn import starts as starts_module
 from ce_fx.nn.als import Problem, balanced, fit, random_start
+from ce_fx.nn.decompose import _problem as problem_of
 
 # Forms whose best factors are found from any start. Rings and block terms have local minima, so there the error of
 # a kernel that has an exact decomposition is only bounded.
@@ -49,6 +50,26 @@ def test_groups_and_other_dimensions(form):
     if FORMS[form].dims == 0:
         source, layer = exact(form, kernel=())
         assert decompose_(layer, source.weight, sweeps=100) < (0.2 if form in LOOPS else 1e-3)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), ()])
+@pytest.mark.parametrize("form", ["cp", "tucker", "tucker_full", "tt", "tr", "rcp", "rtk", "rtt", "rtr"])
+def test_tensorly_starts_close_to_a_kernel_of_its_forms(form, kernel):
+    pytest.importorskip("tensorly")
+    if len(kernel) < FORMS[form].dims:
+        pytest.skip("no such form")
+    torch.manual_seed(0)
+    source, layer = exact(form, kernel=kernel)
+    problem = problem_of(layer, source.weight.detach())
+    start = starts_module.tensorly_start(form, problem, 50, 0)
+    assert start is not None
+    assert problem.error(start) < (0.7 if form in LOOPS else 1e-6)  # a random start is at about 1
+
+
+@pytest.mark.parametrize("form", ["bt", "ht", "rbt", "rht", "separable"])
+def test_tensorly_has_no_start_for_other_forms(form):
+    source, layer = exact(form)
+    assert starts_module.tensorly_start(form, problem_of(layer, source.weight.detach()), 50, 0) is None
 
 
 def test_matrices_have_their_best_approximation():
