@@ -198,3 +198,36 @@ def test_the_calibration_of_the_device():
     from ce_fx.tune.calibrate import calibrate
 
     assert calibrate(CUDA).calibrated
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", ["cp", "tucker", "tt", "tr", "bt", "ht", "rcp", "rtk", "rtt", "rtr", "rbt", "rht"])
+def test_layers_are_decomposed_where_they_are(form, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 25, 8)).to(dtype)
+    there = copy.deepcopy(model).to(CUDA)
+    for each in (model, there):
+        ce_fx.nn.tensorize(each, form, rate=0.3, sweeps=20, progress=False)
+    errors = [[row.error for row in each.tensorize_report.replaced] for each in (model, there)]
+    assert len(errors[0]) == 2 and errors[1] == pytest.approx(errors[0], abs=0.05)  # by sweeps that round otherwise
+    assert {(p.device.type, p.dtype) for p in there.parameters()} == {("cuda", dtype)}
+    x = torch.randn(3, 8, 5, 5, dtype=dtype)
+    y = there(x.to(CUDA))
+    assert (y.device.type, y.dtype) == ("cuda", dtype)
+    tight = 1e-9 if dtype == torch.float64 else 3e-3  # convolutions in TensorFloat-32
+    assert_close([y], [copy.deepcopy(there).cpu()(x).to(CUDA)], tight)
+    dense = ce_fx.nn.densify(copy.deepcopy(there))
+    assert {type(layer) for layer in dense} == {nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear}
+    assert {(p.device.type, p.dtype) for p in dense.parameters()} == {("cuda", dtype)}
+    assert_close([dense(x.to(CUDA))], [y], tight)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_kernel_in_half_precision_is_decomposed_on_the_device(dtype):
+    torch.manual_seed(0)
+    layer = ce_fx.nn.ConvEinsum.of_form("rtt", 8, 12, (3, 3), rate=0.5, device=CUDA, dtype=dtype)
+    weight = torch.randn(12, 8, 3, 3, device=CUDA, dtype=dtype)
+    error = ce_fx.nn.decompose_(layer, weight)
+    assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("cuda", dtype)}
+    found = (layer.to_dense().weight - weight).double().norm() / weight.double().norm()
+    assert abs(float(found) - error) < 0.02 and error < 0.9
