@@ -40,7 +40,7 @@ from ce_fx.tune.symbolic import at_hints, is_symbolic
 log = logging.getLogger(__name__)
 
 
-_MARGIN_AGAIN = 1.03
+AGAIN = 1.03
 """Times faster that a region must be for computing again what it could read."""
 
 
@@ -142,19 +142,19 @@ def decide_again(
     """
     best = region, decision
     for wide in wider if context.options.objective != "memory" and not context.checkpoint else ():
-        if decision.mismatch or not _has_fewer_flops(wide, best[1], context):
+        if decision.mismatch or not has_fewer_flops(wide, best[1], context):
             continue
         other = decide(wide, context)
         if other is None or other.candidate is None:
             continue
         both = [one.after.of(context.options.objective) for one in (other, best[1])]
-        if best[1].candidate is None or (other.measured == best[1].measured and _MARGIN_AGAIN * both[0] < both[1]):
+        if best[1].candidate is None or (other.measured == best[1].measured and AGAIN * both[0] < both[1]):
             names = ", ".join(leaf.name for leaf in wide.leaves if leaf in wide.again)
             best = wide, replace(other, reason=f"{other.reason}; computes {names} again, which others read too")
     return best
 
 
-def _has_fewer_flops(region: Region, decision: Decision, context: Context) -> bool:
+def has_fewer_flops(region: Region, decision: Decision, context: Context) -> bool:
     """Whether the FLOPs alone leave room for a gain: most often they do not, and nothing more is planned."""
     try:
         found = drafts(replace(problem_of(region, context), objective="flops"))

@@ -106,6 +106,15 @@ class Picking:
                 self.seen.update({f"op: {op.target}" for op in region.ops})
         return decision
 
+    def decide_again(self, region, decision, wider, context):
+        best, decision = deciding.decide_again(region, decision, wider, context)
+        self.seen["computed again"] += best is not region
+        return best, decision
+
+    def looks_again(self, region, decision, context):
+        """Half of the values that could be computed again are, whatever that costs."""
+        return self.rng.random() < 0.5
+
 
 class picked:
     """A context in which regions are decided by a `Picking`."""
@@ -117,6 +126,10 @@ class picked:
     def __enter__(self):
         self.patch.setattr(deciding, "choose", self.picking.choose)
         self.patch.setattr(rewriting, "decide", self.picking.decide)
+        self.patch.setattr(rewriting, "decide_again", self.picking.decide_again)
+        if self.picking.how == "any":
+            self.patch.setattr(deciding, "has_fewer_flops", self.picking.looks_again)
+            self.patch.setattr(deciding, "AGAIN", 0.0)
         if self.picking.how != "real":
             self.patch.setattr(deciding, "recall", lambda problem, key: None)
             self.patch.setattr(deciding, "remember", lambda *args: None)
