@@ -98,10 +98,13 @@ def shared_plans(
     if objective == "memory" or len(networks) < 2 or any(not 1 < network.n <= _OPERANDS for network in networks):
         return None
     model = time_model or TimeModel.default("cpu")
+    deadline = perf_counter() + _SECONDS
     products = [_product(network, objective, mode, model, memory_limit) for network in networks]
+    if not _common(products):
+        return None
     costs = [product.cost for product in products]
     before = total = sum(costs)
-    shared, name, deadline = 0.0, 0, perf_counter() + _SECONDS
+    shared, name = 0.0, 0
     improved = True
     while improved:
         improved, name = False, name - 1  # leaves have other numbers

@@ -38,6 +38,9 @@ from ce_fx.tune.problem import Problem
 COUNT = 12
 """Plans that are lowered and priced."""
 
+_FEWEST, _OPERANDS = 4, 400
+"""Plans that are lowered in any case, and operands of all that are: one takes about two milliseconds."""
+
 _FORMS = 5
 """Ways to factor a sum, of which plans are lowered and priced."""
 
@@ -289,9 +292,11 @@ def drafts(problem: Problem) -> list[Draft]:
             continue
         widest = max(range(len(each)), key=lambda n: (each[n].n > 2, best[n].cost))
         count = COUNT if program is forms[0] else max(2, COUNT // len(forms))
-        shared = shared_plans(
-            each, objective=problem.objective, mode=mode, time_model=problem.model, memory_limit=limit
-        )
+        shared = None
+        if program is forms[0] or len(program.steps) == 1:  # the best form, and every product alone
+            shared = shared_plans(
+                each, objective=problem.objective, mode=mode, time_model=problem.model, memory_limit=limit
+            )
         if shared is not None:
             found.append(((program, tuple(shared[0])), shared[1]))
         for plan in plans_of(each[widest], count):
@@ -305,7 +310,9 @@ def _promising(found: list[tuple[Draft, float]]) -> list[Draft]:
     limit = _HOPELESS * min(cost for _, cost in found)
     first = {id(program): n for n, ((program, _), _) in reversed(list(enumerate(found)))}
     order = sorted(range(len(found)), key=lambda n: (n not in first.values(), found[n][1]))
-    return [found[n][0] for n in order if found[n][1] <= limit or n == 0][:COUNT]
+    operands = max(sum(plan.network.n for plan in plans) for (_, plans), _ in found)
+    count = min(COUNT, max(_FEWEST, _OPERANDS // max(1, operands)))
+    return [found[n][0] for n in order if found[n][1] <= limit or n == 0][:count]
 
 
 def _forms(problem: Problem, product: Callable[[Network], float]) -> list[Program]:
