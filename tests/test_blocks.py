@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import ce_fx
 from benchmarks.blocks import BLOCKS, Block
@@ -242,13 +243,20 @@ def test_the_table_has_its_rows_marks_and_errors(tmp_path: Path, capsys: pytest.
     assert "ValueError: no" in printed
 
 
-def test_diverse_branches_are_one_convolution() -> None:
-    """The border of what batch norm makes of zero, written over the padding, is its shift and nothing else."""
-    module, inputs = made(BLOCKS["reparameterised/diverse branch"], training=False)
+@pytest.mark.parametrize(("name", "stages"), [("repvgg", 1), ("acnet", 1), ("diverse branch", 1), ("mobileone", 2)])
+def test_branches_are_one_convolution(name: str, stages: int) -> None:
+    """In eval with fold, as re-parameterised by hand.
+
+    The border of what batch norm makes of zero, written over the padding of the diverse branch, is its shift and
+    nothing else. MobileOne is a depthwise stage and one of 1x1 convolutions.
+    """
+    module, inputs = made(BLOCKS[f"reparameterised/{name}"], training=False)
     with torch.no_grad():
         fast = optimised(module, inputs, fold=True, objective="flops")
-        (layer,) = [layer for layer in ce_fx.report(fast).layers if layer.expression]
+        layers = [layer for layer in ce_fx.report(fast).layers if layer.expression]
         (gm,) = ce_fx.graph_modules(fast)
-    calls = [node.target for node in gm.graph.nodes if node.op == "call_function"]
-    assert layer.decision == "rewritten"
-    assert calls == [torch.conv2d]
+    assert [layer.decision for layer in layers] == ["rewritten"] * len(layers)
+    products = [node for node in gm.graph.nodes if any(op in str(node.target) for op in ("conv", "mm", "matmul"))]
+    assert [node.target for node in products] == [torch.conv2d, torch.bmm][:stages], "a 1x1 convolution may be a matmul"
+    others = {node.target for node in gm.graph.nodes if node.op.startswith("call_") and node not in products}
+    assert stages > 1 or others <= {torch.relu, functional.relu}
