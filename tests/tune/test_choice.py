@@ -108,6 +108,27 @@ def test_auto_times_where_the_prediction_is_not_clear(clock, monkeypatch, error,
     assert report_of(linears(), tune="auto").measured is timed and bool(races) is timed
 
 
+@pytest.mark.parametrize(("others", "decision"), [(0.5, "rewritten"), (2.0, "kept")])
+def test_a_near_tie_is_measured(clock, others, decision):
+    """LoRA on 64 channels, 56 px, rank 8: bypass and merged kernel were measured within 5 %, so the clock decides."""
+
+    class LoRA(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = torch.nn.Conv2d(64, 64, 3, padding=1, bias=False)
+            self.a = torch.nn.Conv2d(64, 8, 3, padding=1, bias=False)
+            self.b = torch.nn.Conv2d(8, 64, 1, bias=False)
+
+        def forward(self, x):
+            return self.base(x) + self.b(self.a(x)) * 2
+
+    races = clock(1.0, others)
+    with torch.no_grad():
+        fast = ce_fx.optimize(LoRA(), (torch.randn(2, 64, 56, 56),), tune="auto")
+    rows = ce_fx.report(fast).layers
+    assert races and {(row.decision, row.measured) for row in rows} == {(decision, True)}
+
+
 def test_candidates_that_are_alike_leave_room_for_others():
     """Six of equal price before another idea, which comes second; alike ones fill what is left."""
 
