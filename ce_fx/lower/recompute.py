@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.amp.autocast_mode import _enter_autocast
 from torch.fx import Graph, GraphModule, Node
 from torch.utils.checkpoint import checkpoint
@@ -116,7 +118,9 @@ def saved_bytes(module: GraphModule, leaves: Sequence[Tensor]) -> int:
     def unpack(tensor: Tensor) -> Tensor:
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    modes = [leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor)]
+    fake = modes[0] if modes else nullcontext()  # for the constants that the module makes
+    with fake, torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         result = module.forward(*leaves)
     for tensor in (*leaves, result):
         kept.pop(tensor.untyped_storage()._cdata, None)

@@ -412,3 +412,23 @@ def test_a_limit_holds_for_a_convolution_by_time(checkpointed):
     with Sizes() as sizes:
         torch.autograd.grad(new(x), [x, *new.parameters()], torch.ones_like(x))
     assert sizes.largest == limit
+
+
+@pytest.mark.parametrize("options", [{"objective": "memory"}, {"objective": "flops", "checkpoint": True}])
+def test_a_pool_whose_kernel_is_a_constant_does_not_end_the_region(options):
+    """What is saved was counted with a real constant among fake tensors, and the region ran as written."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 24, 1, bias=False), nn.Conv2d(24, 3, 3, bias=False)
+
+        def forward(self, x):
+            return self.b(F.avg_pool2d(self.a(x), 3, 2))
+
+    model = Pooled().double()
+    x = torch.randn(2, 3, 15, 15, dtype=torch.float64, requires_grad=True)
+    fast = ce_fx.optimize(model, (x,), tune=False, **options)
+    same(gradients(fast, model, x)[0], gradients(model, model, x)[0])
+    rows = ce_fx.report(fast).layers
+    assert rows and not [row.reason for row in rows if "ce_fx failed" in row.reason]
