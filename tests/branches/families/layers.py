@@ -103,7 +103,7 @@ def same(w: Writer) -> None:
         f"{x}.real",
         f"{x}.conj()",
         f"{x}.contiguous().view(-1).view({w.shape(x)})",
-        f"F.dropout2d({x}, 0.3, False)",
+        f"F.dropout{1 if w.of(x).ndim < 4 else 2}d({x}, 0.3, False)",
         f"F.alpha_dropout({x}, 0.3, False)",
         f"F.dropout({x}, 0.0, True)",
         f"{x}.adjoint().mH",
