@@ -115,6 +115,7 @@ def test_every_public_name_is_documented(name):
 def test_every_public_name_is_in_the_reference():
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert [name for name in ce_fx._HOMES if f"ce_fx.{name}\n" not in page] == []
+    assert [name for name in ce_fx.nn.__all__ if f"ce_fx.nn.{name}\n" not in page] == []
 
 
 def test_the_table_of_options_is_complete():

@@ -405,4 +405,4 @@ def test_a_form_that_has_no_such_rate_is_said_to_be_kept():
     pytest.importorskip("sklearn")
     rows = decomposed.main(["--forms", "tt", "--rates", "0.1", "0.9", "--epochs", "1", "--mend", "1"])
     assert rows[0][:3] == ["tt", "0.1 %", "kept"] and rows[0][3].startswith("rate 0.001 is 4 of the dense")
-    assert rows[1][2].startswith("kept, 1x1") and rows[1][3].startswith("kept, 0.")
+    assert rows[1][2].startswith("kept, 1x") and rows[1][3].startswith("kept, 0.")
