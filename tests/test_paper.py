@@ -324,7 +324,7 @@ def test_a_rebuilt_network_is_one_graph_for_inductor():
 
 def small_network():
     torch.manual_seed(0)
-    return workloads()[0].factorise(ResNet((1, 1), width=8), "rtt", 0.5)[0].train()
+    return workloads()[0].factorise(ResNet((1, 1), width=8), "rtt", 0.2)[0].train()
 
 
 @pytest.mark.parametrize("name", [LEFT, LEFT_CHECKPOINTED, REBUILT, DENSE, "ce_fx flops"])
