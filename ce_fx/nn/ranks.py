@@ -11,7 +11,7 @@ from ce_fx.nn.errors import LayerError, RateError
 
 Terms = Sequence[Sequence[str]]
 
-_MOST = 3**7  # ranks that are tried for one layer, some milliseconds
+_MOST = 2**11  # ranks that are tried for one layer, some milliseconds
 
 
 @lru_cache
@@ -128,7 +128,7 @@ def ranks_for_rate(terms: Terms, ranks: Sequence[str], sizes: Mapping[str, int],
 
     found = [full(chosen)]
     closest = weights(found[0])
-    for trial in _around(chosen) if 3 ** len(ranks) <= _MOST else ():
+    for trial in _above(chosen) if 2 ** len(ranks) <= _MOST else ():
         if closest < weights(trial) <= budget and all(useful(trial, rank) for rank in ranks):
             closest = weights(trial)
             found.append(full(trial))
@@ -164,12 +164,10 @@ def too_large(rate: float, budget: int, dense: int, most: int) -> RateError:
     )
 
 
-def _around(chosen: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Ranks that are one more, one less or the same, at least 1; the most equal changes first."""
-    changes = sorted(product((0, -1, 1), repeat=len(chosen)), key=lambda change: sum(map(abs, change)))
-    for change in changes:
-        if all(rank + step > 0 for rank, step in zip(chosen.values(), change, strict=True)):
-            yield {name: rank + step for (name, rank), step in zip(chosen.items(), change, strict=True)}
+def _above(chosen: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Ranks that are the same or one more, the fewest changes first."""
+    for change in sorted(product((0, 1), repeat=len(chosen)), key=sum):
+        yield {name: rank + step for (name, rank), step in zip(chosen.items(), change, strict=True)}
 
 
 def _last(fits: Callable[[int], bool], limit: int | None) -> int:
