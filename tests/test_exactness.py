@@ -13,6 +13,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 import ce_fx
 from ce_fx.capture.numpy_attrs import Ints
 from ce_fx.capture.reading import Reading, read
+from ce_fx.options import Options
+from ce_fx.rewrite import rewrite_graph
 
 
 class Pair(nn.Module):
@@ -177,6 +179,16 @@ def test_quantised_tensors_are_left_alone():
     reading = read(gm, inputs)
     assert reading.failures[next(iter(gm.graph.nodes))] == "a quantised tensor is left alone"
     assert torch.equal(ce_fx.rewrite(gm, inputs, objective="flops")(*inputs), gm(*inputs))
+
+
+@pytest.mark.parametrize("shaped", [lambda x, y: x.type_as(y), lambda x, y: x.to(y), lambda x, y: x.view_as(y)])
+def test_a_tensor_that_a_region_reads_for_its_shape_or_dtype_only(shaped):
+    gm = torch.fx.symbolic_trace(lambda x, y, a, b: shaped(x @ a, y) @ b)
+    inputs = [torch.randn(*shape, dtype=torch.float64) for shape in ((9, 8), (9, 2), (8, 2), (2, 7))]
+    rows = rewrite_graph(gm, inputs, Options(objective="flops", tune=False)).layers
+    assert rows and not [row.reason for row in rows if "ce_fx failed" in row.reason]
+    x, _, a, b = inputs
+    torch.testing.assert_close(gm(*inputs), x @ a @ b)
 
 
 def test_a_graph_that_returns_its_inputs():

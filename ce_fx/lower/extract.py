@@ -27,13 +27,22 @@ def extract(
     """The given nodes as a module of their own: its inputs are the leaves, its output the last node.
 
     Sub-modules and attributes that the nodes name are those of `gm`, by reference. A size that the nodes are handed
-    (`x.size(0)`, a symbolic size) becomes a number, by its hint; its value is in `numbers`. Where they run under
-    autocast, of a device to a dtype, so do their copies.
+    (`x.size(0)`, a symbolic size) becomes a number, by its hint; its value is in `numbers`. A tensor that is no leaf is
+    read for its shape or dtype only (`x.type_as(y)`): any such tensor will do. Where the nodes run under autocast, of a
+    device to a dtype, so do their copies.
     """
     graph = Graph()
     copies: dict[Node, Node] = {leaf: graph.placeholder(f"leaf_{n}") for n, leaf in enumerate(leaves)}
+
+    def read(node: Node) -> Any:
+        value = numbers[node] if node not in copies else None
+        if isinstance(value, Tensor):
+            like: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
+            copies[node] = graph.call_function(torch.empty, (list(map(hint, value.shape)),), like)
+        return copies[node] if node in copies else _number(value)
+
     for node in nodes:
-        copies[node] = graph.node_copy(node, lambda n: copies[n] if n in copies else _number(numbers[n]))
+        copies[node] = graph.node_copy(node, read)
     graph.output(copies[nodes[-1]])
     if autocast is not None:
         under_autocast(graph, *autocast, enabled=True)
