@@ -25,6 +25,26 @@ LARGEST = 2
 _SOURCE = "_dynamo_source"
 """Where Dynamo notes what a placeholder stands for; AOTAutograd asks for it."""
 
+_MOVES = {
+    *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze"),
+    *("unsqueeze", "expand", "expand_as", "clone", "contiguous", "alias", "as_strided", "slice", "select", "narrow"),
+    *(
+        "constant_pad_nd",
+        "pad",
+        "cat",
+        "stack",
+        "repeat",
+        "unfold",
+        "unbind",
+        "split",
+        "chunk",
+        "index",
+        "flip",
+        "roll",
+    ),
+}
+"""Ops that give the elements of what they read, some of them often, and zeros."""
+
 _PRODUCTS = {
     *("mul", "mm", "bmm", "mv", "dot", "matmul", "addmm", "addmv", "addbmm", "baddbmm", "linear", "bilinear"),
     *("einsum", "tensordot", "inner", "kron", "convolution", "conv1d", "conv2d", "conv3d"),
@@ -190,12 +210,35 @@ def _fits(node: Node, fixed: Mapping[Node, int], facts: Facts) -> bool:
     """Whether a value is small enough to be kept: by its weights, or by the kernels of what reads it."""
     sizes = [fixed[node]]
     for user in node.users:
-        itself = user not in fixed and _is_product(user, facts)
+        itself = _is_kernel_of(user, fixed, facts)
         others = [n for n in user.all_input_nodes if n in fixed and (n is not node or itself)]
-        sizes += [_elements(facts.fakes[n]) for n in others if isinstance(facts.fakes[n], Tensor)]
+        sizes += [_own_elements(n, facts) for n in others if isinstance(facts.fakes[n], Tensor)]
     fake = facts.fakes[node]
     elements: int = LARGEST * max(sizes)
     return _bytes(fake) <= elements * int(fake.element_size())
+
+
+def _own_elements(node: Node, facts: Facts) -> int:
+    """Elements of a value, without those that only repeat, or pad, what it is made of.
+
+    A kernel that is spread to a matrix over positions is the kernel still.
+    """
+    while facts.ops.get(node) and all(_moves(op) for op in facts.ops[node]) and node.all_input_nodes:
+        node = max(node.all_input_nodes, key=lambda n: _elements(facts.fakes[n]))
+    return _elements(facts.fakes[node])
+
+
+def _is_kernel_of(user: Node, fixed: Mapping[Node, int], facts: Facts) -> bool:
+    """Whether a user multiplies features with a value, or only moves its elements for one that does."""
+    if user not in fixed:
+        return _is_product(user, facts)
+    moves = bool(facts.ops.get(user)) and all(_moves(op) for op in facts.ops[user])
+    return moves and any(_is_kernel_of(n, fixed, facts) for n in user.users)
+
+
+def _moves(op: Node) -> bool:
+    """Whether an ATen node only moves elements."""
+    return op.target is operator.getitem or getattr(op.target, "_opname", None) in _MOVES
 
 
 def _is_product(node: Node, facts: Facts) -> bool:

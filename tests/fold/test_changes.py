@@ -254,3 +254,51 @@ def test_new_weights_release_the_old_ones(net, x):
     del entry
     ce_fx.refresh(fast)
     assert gone() is None
+
+
+def test_another_memory_format(net, x):
+    fast = optimize(net)
+    same(fast, net, x)
+    fast.to(memory_format=torch.channels_last)
+    same(fast, net, x)
+    same(fast, net, x.to(memory_format=torch.channels_last))
+
+
+def test_the_backend_drops_nothing_of_a_changed_module(net, x):
+    """What `torch.compile` gives is the model itself: its flips and changes are the model's."""
+    fast = torch.compile(net, backend="ce_fx", options={"fold": True, "inner": "eager", "tune": False})
+    same(fast, net, x)
+    fast.train()
+    net.weight.data.mul_(-1)
+    fast(x).sum().backward()
+    fast.eval()
+    same(fast, net, x)
+    with torch.no_grad():
+        net.weight.mul_(-1)
+    same(fast, net, x)
+
+
+def test_merged_adapters_after_refresh(x):
+    """PEFT merges by `.data`, which leaves no trace; see `examples/plot_3_peft_lora.py`."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["0"], r=2, lora_alpha=4, init_lora_weights=False)
+    model = peft.get_peft_model(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)), config).double().eval()
+    fast = optimize(model)
+    with torch.no_grad():
+        expected = model(x)
+        for change in (model.merge_adapter, model.unmerge_adapter):
+            torch.testing.assert_close(fast(x), expected)
+            change()
+            ce_fx.refresh(fast)
+            torch.testing.assert_close(fast(x), expected)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_what_is_kept_is_no_more_than_twice_the_kernel_or_the_largest_leaf(make, x):
+    net = make().double().eval()
+    fast = optimize(net)
+    same(fast, net, x)
+    held = sum(value.numel() for entry in kept(fast) for value in entry.values)
+    dense = 4 * 4 * (1 if make.__name__ == "Lora" else 9)
+    leaves = [weight.numel() for weight in (*net.parameters(), *net.buffers())]
+    assert 0 < held <= 2 * max(dense, *leaves)
