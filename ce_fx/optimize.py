@@ -64,7 +64,7 @@ def optimize(
     chosen = Options.of(options)
     session = _session(model, chosen)
     view: Any = object.__new__(_view_class(type(model)))
-    view.__dict__.update(model.__dict__)
+    view.__dict__.update(_handed_over(model, view))
     _share_state(model, view)
     _attach(view, session)
     _warm_up(view, args, kwargs)
@@ -187,8 +187,18 @@ class View:
         kind = type(self).__mro__[2]
         plain: Any = object.__new__(kind)
         hidden = (_SESSION, "_compiled_call_impl")
-        plain.__dict__.update({name: value for name, value in self.__dict__.items() if name not in hidden})
+        plain.__dict__.update({name: value for name, value in _handed_over(self, plain).items() if name not in hidden})
         return _revived, (plain, session.options.to_dict() if session else None)
+
+
+def _handed_over(model: Any, to: Any) -> dict[str, Any]:
+    """The attributes of a model for one that takes its place: its own methods that it keeps are the other's."""
+    return {
+        name: types.MethodType(value.__func__, to)
+        if isinstance(value, types.MethodType) and value.__self__ is model
+        else value
+        for name, value in model.__dict__.items()
+    }
 
 
 def _of_view(model: torch.nn.Module, plain: Sequence[Plain]) -> list[Plain]:
