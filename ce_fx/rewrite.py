@@ -103,8 +103,8 @@ def rewrite_graph(
         decisions = with_recomputation(decisions, context)
     if context.guards:
         guard_above_one([factor for _, decision in decisions for factor in decision.above_one])
-    if context.guards and guards == "close":
-        regions = [decision.alternatives for _, decision in decisions if decision.alternatives is not None]
+    regions = [decision.alternatives for _, decision in decisions if decision.alternatives is not None]
+    if context.guards and guards == "close" and regions:
         try:
             guard_close(regions, _rest(decisions, reading, context), example_inputs)
         except Exception as error:  # a plan may then be kept for sizes where another is better, and nothing else

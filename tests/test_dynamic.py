@@ -529,3 +529,11 @@ def test_conv_einsum_where_features_become_shorter_than_the_kernel():
         x = torch.randn(3, length, dtype=torch.float64)
         expected = ce_fx.conv_einsum("bl,l->bl|l", x, w)
         torch.testing.assert_close(compiled(x, w), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_graph_without_regions_has_no_ranges(caplog):
+    fast = ce_fx.optimize(torch.nn.ReLU(), dynamic=True)
+    with torch.no_grad():
+        for n in (3, 4):
+            fast(torch.randn(n, 5))
+    assert not [record for record in caplog.records if record.name.startswith("ce_fx")]
