@@ -285,7 +285,7 @@ def test_what_was_measured_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert len(paper.main([*arguments, "--rounds", "3"])) == 4 and len(runs) == 4
     monkeypatch.setattr(cells, "machine", lambda device: "another machine")
     shown = paper.main(arguments)
-    assert len(runs) == 8 and {one.by for one in shown} == {"another machine, 7 rounds"}
+    assert len(runs) == 8 and all(one.by.startswith("another machine, 7 rounds") for one in shown)
     kept = json.loads(place.read_text())
     assert len(kept) == 2 + 2 + 4 and len({one["by"] for one in kept}) == 3
 
