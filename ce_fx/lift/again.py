@@ -32,6 +32,9 @@ def computing_again(
         order: the place of a node in the graph.
         lift: reads some nodes as one region.
         changed: a value that was written to after it was computed is not computed again.
+
+    Returns:
+        Result of a region -> regions in its place: one for each such value, and one for all; none where there are none.
     """
     of = {region.output: region for region in regions}
     found = {region.output: tuple(_wider(region, of, order, lift, changed)) for region in regions}
