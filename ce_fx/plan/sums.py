@@ -11,8 +11,9 @@ of the Tensor Contraction Engine (Hartono et al., 2009) and of gristmill, with t
 price and not by its size, and the sum that is left is planned again.
 
 Complexity: O(starts x passes x T x C) groups for T products and C <= 16 cores, each of them one search of a product of
-n operands, O(3^n); equal products are priced once. Where an assignment has few choices all are tried. The search looks
-at the clock and gives what it has found after 1.5 seconds.
+n operands, O(3^n); equal products are priced once, and so are equal sums that cores leave in one order or another.
+Where an assignment has few choices all are tried. The search looks at the clock and gives what it has found after 1.5
+seconds.
 """
 
 from __future__ import annotations
@@ -170,12 +171,19 @@ class _Search:
         self.prices = prices
         self.deadline = deadline
         self.known: dict[object, float] = {}
+        self.sums: dict[object, dict[Recipe, float]] = {}
 
     def recipes(
         self, expression: Expression, operands: tuple[Operand, ...], eyes: frozenset[int] = frozenset()
     ) -> dict[Recipe, float]:
-        """All evaluations that were looked at, with their prices; `eyes` are leaves that are identity matrices."""
-        return _Sum(self, expression, operands, eyes).search()
+        """All evaluations that were looked at, with their prices; `eyes` are leaves that are identity matrices.
+
+        The same sum is left by cores that are taken out in another order: it is searched once.
+        """
+        key = canonical(expression), operands, eyes
+        if key not in self.sums:
+            self.sums[key] = _Sum(self, expression, operands, eyes).search()
+        return self.sums[key]
 
     def product(self, term: Term, axes: Axes, operands: Sequence[Operand]) -> float:
         """The price of a product; equal ones are priced once."""
@@ -207,6 +215,7 @@ class _Sum:
         self.operands = operands
         self.result = _operand(expression, operands)
         self.alone = [self._product(term) for term in expression.terms]
+        self.whole = [own_axes(term, expression.axes) == expression.axes for term in expression.terms]
         self.cores = _cores(expression, eyes)
         self.groups: dict[tuple[int, tuple[int, ...]], tuple[Group, float] | None] = {}
 
@@ -278,9 +287,7 @@ class _Sum:
 
     def _is_whole(self, part: int | Group) -> bool:
         """Whether a part has all axes of the result; a bias is added at little cost."""
-        members = (part,) if isinstance(part, int) else part.members
-        terms = (self.expression.terms[member] for member in members)
-        return any(own_axes(term, self.expression.axes) == self.expression.axes for term in terms)
+        return any(self.whole[member] for member in ((part,) if isinstance(part, int) else part.members))
 
     def _group(self, core: int, members: tuple[int, ...]) -> tuple[Group, float] | None:
         key = (core, members)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from ce_fx.algebra import Expression, Factor, Index, Tap, Term, Window
+from ce_fx.algebra.canonical import canonical
 from ce_fx.algebra.factor import factor_out
 from ce_fx.algebra.program import Eye, Group, Place, Program
 from ce_fx.plan.network import Network, Operand
-from ce_fx.plan.sums import Prices, build, networks, own_axes, programs, with_steps
+from ce_fx.plan.sums import Prices, _Sum, build, networks, own_axes, programs, with_steps
 from tests.evaluate import evaluate
 
 B, H = Index("b", 2), Index("h", 7)
@@ -182,6 +183,23 @@ def test_sixteen_products_are_planned_within_seconds():
     found = programs(expression, [Operand()] * len(sums.shapes), PRICES, 4)
     assert found
     assert isinstance(found[0], Program)
+
+
+def test_what_is_left_by_cores_in_another_order_is_searched_once(monkeypatch):
+    """`x.A.B.C.D + x.A.B.C.E + x.A.B.C.D.g`: x may be taken out before A or after it, and so on."""
+    i = [Index(f"i{n}", 3) for n in range(5)]
+    x, *chain = (Factor(n, ((i[n - 1] if n else B,), (i[n],))) for n in range(5))
+    other, scale = Factor(5, chain[-1].axes), Factor(6, ((i[4],),))
+    terms = (Term((x, *chain)), Term((x, *chain[:-1], other)), Term((x, *chain, scale)))
+    search, searched = _Sum.search, []
+
+    def counted(one):
+        searched.append((canonical(one.expression), one.operands, one.eyes))
+        return search(one)
+
+    monkeypatch.setattr(_Sum, "search", counted)
+    programs(Expression(((B,), (i[4],)), terms), [Operand()] * 7, PRICES, 6)
+    assert len(searched) == len(set(searched)) > 10
 
 
 def partitions(items):

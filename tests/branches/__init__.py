@@ -45,7 +45,7 @@ def _of_families(rng: random.Random, families: Sequence[str], share: int) -> lis
 
 
 def program(seed: int, families: Sequence[str] = ()) -> Program:
-    """A random program of 2 to 6 steps, each of which is one line or a few.
+    """A random program of 2 to 6 steps, each of which is one line or a few; of 2 to 4 with families.
 
     Args:
         seed: names the program.
@@ -66,13 +66,14 @@ def program(seed: int, families: Sequence[str] = ()) -> Program:
     steps = [*(_IMAGES if image else _ROWS) * 2, *_OTHERS, *_WRITES * rng.choice([0, 1, 2, 3])]
     if rng.random() < 0.2:
         steps += [*_IMAGES, *_ROWS]
-    goal = rng.randint(2, 6)
-    if families:
+    goal, most = rng.randint(2, 6), 24
+    if families:  # a step has more lines there; what takes long is planned in many programs of few lines, not in few
+        goal, most = min(goal, 4), 12
         steps += _of_families(rng, families, 2 * len(steps))
         w.recent = 0.85
     made = 0
     for _ in range(4 * goal):
-        if made == goal or len(w.lines) > 24:
+        if made == goal or len(w.lines) > most:
             break
         before = len(w.lines)
         try:
