@@ -30,6 +30,12 @@ def guard_above_one(factors: Iterable[SymInt]) -> None:
             raise AssertionError(f"planned for {factor} above 1")
 
 
+def guard_equal(numbers: Iterable[SymInt]) -> None:
+    """Add a guard that each symbolic integer is what it is now."""
+    for number in numbers:
+        int(number)  # this is the guard
+
+
 def guard_close(regions: Sequence[Alternatives], rest: Callable[[], float], example_inputs: Sequence[Any]) -> None:
     """Add a guard on every symbolic size of the inputs beyond which another plan would be better by a tenth.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import SymInt
 from torch.fx import GraphModule, Node
 from tqdm import tqdm
 
@@ -18,11 +19,12 @@ from ce_fx.at_sight import holds_product, nothing_to_reorder
 from ce_fx.capture.asserts import asserted, without_asserts
 from ce_fx.capture.floats import floats_again, floats_as_tensors, users_of_floats
 from ce_fx.capture.functional import in_place_again, out_of_place, writes_to_slices
+from ce_fx.capture.geometry import symbols_of_geometry, with_numbers
 from ce_fx.capture.modules import open_modules
 from ce_fx.capture.reading import Reading, ambient, read
 from ce_fx.checkpointing import with_recomputation
 from ce_fx.decide import Context, Decision, decide, decide_again, unchanged, undecided
-from ce_fx.guards import Guards, guard_above_one, guard_close, has_given_ranges
+from ce_fx.guards import Guards, guard_above_one, guard_close, guard_equal, has_given_ranges
 from ce_fx.inner import recompute_as_eager
 from ce_fx.lift.region import Region, Regions, whole_parts
 from ce_fx.lift.regions import find_regions
@@ -85,7 +87,9 @@ def rewrite_graph(
     Returns:
         What was decided for each multilinear stretch, in graph order, and what else runs.
     """
-    work, reading = _read(gm, example_inputs)
+    may_guard = guards != "none" and not has_given_ranges(example_inputs)
+    geometry = symbols_of_geometry(gm.graph, example_inputs) if may_guard else {}
+    work, reading = _read(gm, example_inputs, geometry)
     constant = weight_only(work, example_inputs, reading)
     found = find_regions(work.graph, reading, constant)
     context = Context(
@@ -96,7 +100,7 @@ def rewrite_graph(
         model=partial(model_of, options),
         training=torch.is_grad_enabled(),
         ops=reading.ops,
-        guards=guards != "none" and not has_given_ranges(example_inputs),
+        guards=may_guard,
     )
     decisions = _worthwhile(_decisions(found, context), reading, context)
     if context.checkpoint:
@@ -112,6 +116,7 @@ def rewrite_graph(
     inner = _bodies(gm, work, example_inputs, reading, options) if bodies else []
     result = _reported(found, decisions, reading, context, inner)
     if any(decision.candidate or decision.recompute for _, decision in decisions):
+        guard_equal(geometry.values())
         _replace(work, decisions)
         if work is not gm:
             in_place_again(work.graph)
@@ -138,12 +143,20 @@ def _reported(
     return together([GraphReport(tuple(rows)), *(inner for _, inner in bodies)])
 
 
-def _read(gm: GraphModule, example_inputs: Sequence[Any]) -> tuple[GraphModule, Reading]:
+def _read(
+    gm: GraphModule, example_inputs: Sequence[Any], geometry: Mapping[Node, SymInt]
+) -> tuple[GraphModule, Reading]:
     """The graph to work on, and its reading: the graph itself, or a copy in other words that can be lifted."""
-    if asserted(gm.graph) or writes_to_slices(gm.graph) or users_of_floats(gm.graph):
+    if geometry or asserted(gm.graph) or writes_to_slices(gm.graph) or users_of_floats(gm.graph):
         work = copy_of(gm)
+        numbers = with_numbers(symbols_of_geometry(work.graph, example_inputs)) if geometry else False
         reading = read(work, example_inputs)
-        changes = without_asserts(work.graph), floats_as_tensors(work.graph, reading), out_of_place(work.graph, reading)
+        changes = (
+            numbers,
+            without_asserts(work.graph),
+            floats_as_tensors(work.graph, reading),
+            out_of_place(work.graph, reading),
+        )
         if any(changes):
             return work, read(work, example_inputs)
     return gm, read(gm, example_inputs)

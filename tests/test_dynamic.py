@@ -537,3 +537,17 @@ def test_a_graph_without_regions_has_no_ranges(caplog):
         for n in (3, 4):
             fast(torch.randn(n, 5))
     assert not [record for record in caplog.records if record.name.startswith("ce_fx")]
+
+
+def test_a_symbolic_integer_that_is_added_is_no_failure(caplog):
+    torch._dynamo.reset()
+    model = Factorised1d().double()
+    fast = torch.compile(
+        lambda x, n: model(x) + n, backend="ce_fx", dynamic=True, options={"inner": "eager", "objective": "time"}
+    )
+    x = torch.randn(8, 16, 30, dtype=torch.float64)
+    with rows_of_the_backend() as rows:
+        for n in (3, 4):
+            torch.testing.assert_close(fast(x, n), model(x) + n, rtol=1e-9, atol=1e-9)
+    assert "is not whole" not in caplog.text and "runs as written" not in caplog.text
+    assert len(rows) > 1, "the report is whole"

@@ -58,6 +58,11 @@ def _elements(*args: Any) -> int:
     return sum(prod(_shape(arg)) for arg in args)
 
 
+def _tensors(node: Node) -> list[Node]:
+    """What a node reads, without symbolic integers."""
+    return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+
+
 CONVOLUTIONS = (
     aten.conv1d.default,
     aten.conv2d.default,
@@ -237,7 +242,7 @@ def _einsum(node: Node) -> tuple[Op, ...]:
 )
 def _mul(node: Node) -> tuple[Op, ...]:
     """Tensor by tensor: one multiply for each output element; a number is not counted as a multiply-add."""
-    tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]  # the others are sizes
+    tensors = _tensors(node)
     macs = _elements(node) if len(tensors) == 2 else 0
     return (Op("mul", macs, 1, 1, _elements(node), _elements(*tensors, node)),)
 
@@ -245,7 +250,7 @@ def _mul(node: Node) -> tuple[Op, ...]:
 @_prices(aten.kron.default, aten.outer.default, aten.ger.default, aten.addr.default, aten.addcmul.default)
 def _product(node: Node) -> tuple[Op, ...]:
     """One multiply for each output element."""
-    return (Op("mul", _elements(node), 1, 1, _elements(node), _elements(*node.all_input_nodes, node)),)
+    return (Op("mul", _elements(node), 1, 1, _elements(node), _elements(*_tensors(node), node)),)
 
 
 @_prices(aten.linalg_vecdot.default)
@@ -269,7 +274,7 @@ def _vecdot(node: Node) -> tuple[Op, ...]:
     aten.rsub.Scalar,
 )
 def _add(node: Node) -> tuple[Op, ...]:
-    return (Op("add", 0, 1, 1, _elements(node), _elements(*node.all_input_nodes, node)),)
+    return (Op("add", 0, 1, 1, _elements(node), _elements(*_tensors(node), node)),)
 
 
 @_prices(aten.batch_norm.default)
@@ -282,7 +287,7 @@ def _batch_norm(node: Node) -> tuple[Op, ...]:
 @_prices(aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default)
 def _sum(node: Node) -> tuple[Op, ...]:
     """Elements in a row are those behind the last summed dim, or the summed ones where that is the last."""
-    (source,) = node.all_input_nodes
+    source: Any = node.args[0]
     shape = _shape(source)
     given: Any = node.args[1] if len(node.args) > 1 else None
     last = max((dim % len(shape) for dim in given), default=len(shape) - 1) if given else len(shape) - 1
