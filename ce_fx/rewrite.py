@@ -105,6 +105,9 @@ def rewrite_graph(
     decisions = _worthwhile(_decisions(found, context), reading, context)
     if context.checkpoint:
         decisions = with_recomputation(decisions, context)
+    changed = any(decision.candidate or decision.recompute for _, decision in decisions)
+    if changed:
+        guard_equal(geometry.values())
     if context.guards:
         guard_above_one([factor for _, decision in decisions for factor in decision.above_one])
     regions = [decision.alternatives for _, decision in decisions if decision.alternatives is not None]
@@ -115,8 +118,7 @@ def rewrite_graph(
             log.warning("a plan holds for all sizes: %s: %s", type(error).__name__, error)
     inner = _bodies(gm, work, example_inputs, reading, options) if bodies else []
     result = _reported(found, decisions, reading, context, inner)
-    if any(decision.candidate or decision.recompute for _, decision in decisions):
-        guard_equal(geometry.values())
+    if changed:
         _replace(work, decisions)
         if work is not gm:
             in_place_again(work.graph)

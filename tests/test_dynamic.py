@@ -551,3 +551,16 @@ def test_a_symbolic_integer_that_is_added_is_no_failure(caplog):
             torch.testing.assert_close(fast(x, n), model(x) + n, rtol=1e-9, atol=1e-9)
     assert "is not whole" not in caplog.text and "runs as written" not in caplog.text
     assert len(rows) > 1, "the report is whole"
+
+
+def test_a_symbolic_integer_that_is_one_has_a_range_as_well(caplog):
+    torch._dynamo.reset()
+    model = Factorised1d().double()
+    fast = torch.compile(
+        lambda x, n: model(x) * n, backend="ce_fx", dynamic=True, options={"inner": "eager", "objective": "time"}
+    )
+    x = torch.randn(8, 16, 30, dtype=torch.float64)
+    with rewritten_by_the_backend():
+        for n in (1, 2):
+            torch.testing.assert_close(fast(x, n), model(x) * n, rtol=1e-9, atol=1e-9)
+    assert "holds for all sizes" not in caplog.text

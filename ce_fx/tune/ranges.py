@@ -64,9 +64,10 @@ def good_sizes(
     Returns:
         (smallest, largest), None where there is no such border within a factor of 64. A symbol without any is left out.
     """
+    from sympy import Integer
 
     def loss(symbol: Any, value: int) -> float:
-        with assuming({**values, symbol: type(values[symbol])(value)}):
+        with assuming({**values, symbol: Integer(value)}):
             pairs = [region.costs() for region in regions]
             more = rest()
         taken, best = (sum(pair[n] for pair in pairs) + more for n in (0, 1))

@@ -112,7 +112,7 @@ class Picking:
         self.seen["computed again"] += best is not region
         return best, decision
 
-    def looks_again(self, region, decision, context):
+    def looks_again(self, wide, region, decision, context):
         """Half of the values that could be computed again are, whatever that costs."""
         return self.rng.random() < 0.5
 

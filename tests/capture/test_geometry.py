@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import ce_fx
 from tests.backend_rows import rewritten_by_the_backend, rows_of_the_backend
 
 CALLS = {

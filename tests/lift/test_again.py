@@ -1,11 +1,17 @@
 """Values with several users: read, or computed again where that costs less."""
 
+from dataclasses import replace
+from importlib import import_module
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import ce_fx
 from tests.lift.helpers import rand, regions_of
+
+# The package has functions under these names, too.
+deciding, rewriting = import_module("ce_fx.decide"), import_module("ce_fx.rewrite")
 
 
 def widened(x, a, b, c):
@@ -70,6 +76,23 @@ def test_the_report_says_so_and_counts_what_it_costs():
 def test_read_where_that_costs_less(options):
     gm, fast = rewritten(narrowed, NARROWED, **options)
     assert fast.code == gm.code
+
+
+def test_nothing_more_is_planned_where_reading_it_costs_no_more_flops(monkeypatch):
+    """An order with more FLOPs than needed was chosen, as the faster one: a wider region has nothing to add."""
+    decided = []
+    real = deciding.decide
+    monkeypatch.setattr(deciding, "decide", lambda region, context: decided.append(region) or real(region, context))
+
+    def slower(region, context):
+        decision = real(region, context)
+        return replace(decision, after=replace(decision.after, flops=100 * decision.after.flops))
+
+    monkeypatch.setattr(rewriting, "decide", slower)
+    rewritten(narrowed, NARROWED)
+    assert not decided
+    rewritten(widened, WIDENED)
+    assert decided
 
 
 def test_memory_is_not_saved_by_it():
