@@ -93,6 +93,7 @@ class Context:
         training: gradients are recorded.
         ops: own node -> its ATen nodes.
         guards: whether a plan may ask that no factor of a symbolic size is 1.
+        close: whether plans are compared at other sizes.
         decided: decisions by signature, so that equal regions are decided once.
         stopped: the user wants no more planning.
     """
@@ -105,6 +106,7 @@ class Context:
     training: bool
     ops: Mapping[Node, tuple[Node, ...]]
     guards: bool = False
+    close: bool = False
     decided: dict[object, Decision] = field(default_factory=dict)
     stopped: bool = False
 
@@ -215,7 +217,7 @@ def _decide(region: Region, context: Context) -> Decision:
     except (PlanError, LoweringError) as error:
         return _keep(text, problem.cost, str(error), "refused")
     before = problem.cost.timed(choice.written)
-    alternatives = _alternatives(problem, region, choice) if problem.symbolic else None
+    alternatives = _alternatives(problem, region, choice) if problem.symbolic and context.close else None
     if choice.candidate is None:
         return _keep(text, before, choice.reason, measured=choice.measured, alternatives=alternatives)
     module = choice.candidate.module

@@ -101,6 +101,7 @@ def rewrite_graph(
         training=torch.is_grad_enabled(),
         ops=reading.ops,
         guards=may_guard,
+        close=may_guard and guards == "close",
     )
     decisions = _worthwhile(_decisions(found, context), reading, context)
     if context.checkpoint:
@@ -111,7 +112,7 @@ def rewrite_graph(
     if context.guards:
         guard_above_one([factor for _, decision in decisions for factor in decision.above_one])
     regions = [decision.alternatives for _, decision in decisions if decision.alternatives is not None]
-    if context.guards and guards == "close" and regions:
+    if context.close and regions:
         try:
             guard_close(regions, _rest(decisions, reading, context), example_inputs)
         except Exception as error:  # a plan may then be kept for sizes where another is better, and nothing else

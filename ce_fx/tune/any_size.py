@@ -11,7 +11,7 @@ symbols by themselves, of which no more is known than the ranges that they are i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -110,11 +110,43 @@ def _above_one(module: GraphModule, leaves: Sequence[Tensor], output: Tensor, en
     with FakeTensorMode(shape_env=apart):
         renamed_leaves = [like(leaf, renamed) for leaf in leaves]
     with silent():
-        result = _result(module, _read(module, renamed_leaves))
-    if apart.guards:
-        raise _Guarded(apart.guards[0].expr)
+        renamed_reading = _read(module, renamed_leaves)
+    asked = [guard.expr for guard in apart.guards]
+    further = _asked_above_one(asked, renamed_reading, table, env) if asked else []
+    result = _result(module, renamed_reading)
     _check_layout(list(map(original, result.shape)), list(map(original, result.stride())), output)
-    return tuple(factors.values())
+    return (*factors.values(), *further)
+
+
+def _asked_above_one(
+    asked: Sequence[Any], reading: Reading, table: Mapping[Any, Any], env: ShapeEnv
+) -> tuple[SymInt, ...]:
+    """The factors of sizes within a reading, those behind a stride, that must be above 1 for what was asked to be so.
+
+    Args:
+        asked: sympy expressions that are true now.
+        reading: of sizes whose factors are symbols.
+        table: these symbols -> what they stand for.
+        env: of the latter.
+
+    Raises:
+        LoweringError: even so it is not known.
+    """
+    fakes = [fake for fake in reading.fakes.values() if isinstance(fake, Tensor)]
+    sizes: list[Any] = [size for fake in fakes for size in fake.shape if not isinstance(size, int)]
+    bases = dict.fromkeys(base for size in sizes for base in bases_of(size.node.expr)[1] if not base.is_symbol)
+    behind = {base: size for base in bases if hint(size := _size(base.xreplace(table), env)) > 1}
+    clean = ShapeEnv()  # what was asked is known to be so where it was asked
+
+    def symbol(base: Any) -> Any:
+        known = base.xreplace(table)
+        return _new_symbol(hint(_size(known, env)), env.bound_sympy(known), clean).node.expr
+
+    symbols = {base: symbol(base) for base in (*table, *behind)}
+    for question in asked:
+        if not statically_known_true(clean.create_symboolnode(question.xreplace(symbols))):
+            raise _Guarded(question)
+    return tuple(size for base, size in behind.items() if any(question.has(base) for question in asked))
 
 
 def _size(expression: Any, env: ShapeEnv) -> Any:

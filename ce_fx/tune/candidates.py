@@ -41,6 +41,9 @@ COUNT = 12
 _FEWEST, _OPERANDS = 4, 400
 """Plans that are lowered in any case, and operands of all that are: one takes about two milliseconds."""
 
+_HELD = 4
+"""Plans that are read on symbolic sizes."""
+
 _FORMS = 5
 """Ways to factor a sum, of which plans are lowered and priced."""
 
@@ -136,17 +139,54 @@ _MATMULS = {"mm_conv": "mm", "unfold_conv": "unfold", "taps_conv": "taps"}
 
 
 def _affordable(problem: Problem, given: Sequence[Draft]) -> list[Candidate]:
-    """Drafts lowered and priced, the best by the objective first; none that needs far more memory than is written."""
-    found, error = [], None
+    """Drafts lowered and priced, the best by the objective first; none that needs far more memory than is written.
+
+    Of symbolic sizes they are priced by the hints, and a few of the best are read on symbols, which takes ten times as
+    long.
+    """
+    at_hints = replace(problem, symbolic=())
+    found = _priced(at_hints, given)
+    affordable = [one for one in found if one.cost.peak <= _PEAK[0] * problem.cost.peak + _PEAK[1]] or found
+    if problem.symbolic:
+        order = different(sorted(affordable, key=lambda one: one.cost.of(problem.objective)), len(affordable))
+        affordable = _priced(problem, [(one.program, one.plans) for one in order], _HELD)
+    return sorted(affordable, key=lambda one: one.cost.of(problem.objective))
+
+
+def _priced(problem: Problem, given: Sequence[Draft], most: int = COUNT) -> list[Candidate]:
+    """The first drafts that have an exact form, lowered and priced.
+
+    Raises:
+        LoweringError: there are drafts, and none has one.
+    """
+    found: list[Candidate] = []
+    error = None
     for program, plans in given:
         try:
             found.append(candidate_of(problem, program, plans))
         except LoweringError as reason:
             error = reason
+        if len(found) == most:
+            break
     if not found and error is not None:
         raise error
-    affordable = [one for one in found if one.cost.peak <= _PEAK[0] * problem.cost.peak + _PEAK[1]]
-    return sorted(affordable or found, key=lambda one: one.cost.of(problem.objective))
+    return found
+
+
+def different(found: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The best candidates; of those that are predicted to take the same time only the first, while there are others.
+
+    Trees that differ in the roles of height and width, or in the order of small products of weights, are alike: six of
+    them would leave no place for another idea that is predicted to be 1 % slower and is twice as fast.
+    """
+    times: set[str] = set()
+    first: list[Candidate] = []
+    alike: list[Candidate] = []
+    for one in found:
+        time = f"{one.cost.seconds:.3g}"
+        (alike if time in times else first).append(one)
+        times.add(time)
+    return [*first, *alike][:count]
 
 
 def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> Candidate:

@@ -21,7 +21,7 @@ from ce_fx.plan.modes import grads, runs
 from ce_fx.plan.plan import Plan
 from ce_fx.plan.tree import splits_of, step_of
 from ce_fx.plan.ways import ops_of_way, ways_of
-from ce_fx.tune.candidates import SLOWER, Candidate, Lowered, candidate_of, candidates, to_be_timed
+from ce_fx.tune.candidates import SLOWER, Candidate, Lowered, candidate_of, candidates, different, to_be_timed
 from ce_fx.tune.clock import plain_mode
 from ce_fx.tune.machine import untimed
 from ce_fx.tune.problem import Problem
@@ -176,22 +176,6 @@ def _by_clock(
         reason = f"{by}: the best other order gains {gain:.2f}x" if gain > 1 else f"{by}: nothing is faster"
         return Choice(None, written, written, True, reason)
     return Choice(best, written, seconds, True, f"{gain:.2f}x faster, {by}")
-
-
-def different(found: Sequence[Candidate], count: int) -> list[Candidate]:
-    """The best candidates; of those that are predicted to take the same time only the first, while there are others.
-
-    Trees that differ in the roles of height and width, or in the order of small products of weights, are alike: six of
-    them would leave no place for another idea that is predicted to be 1 % slower and is twice as fast.
-    """
-    times: set[str] = set()
-    first: list[Candidate] = []
-    alike: list[Candidate] = []
-    for one in found:
-        time = f"{one.cost.seconds:.3g}"
-        (alike if time in times else first).append(one)
-        times.add(time)
-    return [*first, *alike][:count]
 
 
 def _other_forms(problem: Problem, one: Lowered, leaves: Sequence[Tensor]) -> list[Lowered]:

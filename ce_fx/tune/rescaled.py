@@ -27,8 +27,10 @@ def planned_at(problem: Problem, sizes: Mapping[str, Any], factor: float) -> Can
     Returns:
         None where there is no such size, or no such order holds for all sizes.
     """
+    from sympy import Integer
+
     values = values_of(problem.symbolic)
-    scaled = {symbol: type(value)(max(2, int(int(value) * factor))) for symbol, value in values.items()}
+    scaled = {symbol: Integer(max(2, int(int(value) * factor))) for symbol, value in values.items()}
     expression = problem.expression
     indices = frozenset(flat(expression.axes)).union(*(term.indices for term in expression.terms))
     try:

@@ -5,6 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import symbolic_trace
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn import functional
 
 from ce_fx.lower.value import LoweringError
 from ce_fx.tune.any_size import read_for_any_size
@@ -47,6 +48,19 @@ def test_a_guard_is_told():
     assert str(x.shape[2]) in map(str, factors) and str(x.shape[0]) in map(str, factors)
     assert len(x.fake_mode.shape_env.guards) == before, "nothing is guarded by a reading"
     assert reading.ops
+
+
+def test_a_size_behind_another_stride_is_asked_for_as_well():
+    x = strided(31)
+
+    def again(x):
+        return flattened(functional.avg_pool2d(x, 1, 2))
+
+    with x.fake_mode:
+        y = functional.avg_pool2d(x, 1, 2)
+    factors = read_for_any_size(symbolic_trace(again), [x], written(y), guards=True)[1]
+    assert [int(factor.node.hint) for factor in factors] == [4, 16, 8]
+    assert str(factors[-1]) == str(y.shape[2])
 
 
 def test_nothing_is_asked_where_nothing_needs_to_be():
