@@ -129,7 +129,7 @@ def workloads() -> list[Workload]:
     streams = Workload(
         "two-stream ResNet-101",
         ("rcp",),
-        RATES,
+        (0.05, 0.2, 1.0),
         of_stages,
         {
             "cpu": Size(TwoStream, 2, partial(images, 64, (3, 20)), "x (3, 20) x 64 x 64"),
