@@ -129,7 +129,7 @@ def workloads() -> list[Workload]:
     streams = Workload(
         "two-stream ResNet-101",
         ("rcp",),
-        (0.05, 0.2, 1.0),
+        (0.05, 0.1, 0.5),
         of_stages,
         {
             "cpu": Size(TwoStream, 2, partial(images, 64, (3, 20)), "x (3, 20) x 64 x 64"),
