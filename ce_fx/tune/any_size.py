@@ -112,7 +112,7 @@ def _above_one(module: GraphModule, leaves: Sequence[Tensor], output: Tensor, en
     with silent():
         renamed_reading = _read(module, renamed_leaves)
     asked = [guard.expr for guard in apart.guards]
-    further = _asked_above_one(asked, renamed_reading, table, env) if asked else []
+    further = _asked_above_one(asked, renamed_reading, table, env) if asked else ()
     result = _result(module, renamed_reading)
     _check_layout(list(map(original, result.shape)), list(map(original, result.stride())), output)
     return (*factors.values(), *further)
