@@ -46,7 +46,7 @@ def matrix(
         start = larger.letters.index(summed[0])
         lead, tail = larger.letters[:start], larger.letters[start + len(summed) :]
         if larger.letters == (*lead, *summed, *tail) and prod(map(larger.size, tail)) >= MANY:
-            return Value(at_each(graph, larger, smaller, (lead, summed, tail), columns), (lead, columns, tail), lengths)
+            return at_each(graph, larger, smaller, (lead, summed, tail), columns, wish)
     if bool(wish and wish[-1] in rows) != swap:
         a = _two_dims(graph, smaller, columns, summed)
         b = _two_dims(graph, larger, summed, rows)
@@ -119,27 +119,35 @@ def pixels(graph: Graph, network: Network, step: Step, larger: Value, smaller: V
 
 
 def pixels_matmul(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
-    """The same as a matmul, `[columns, K] @ [lead, K, positions]`."""
+    """The same as a matmul for each entry of the lead: see `at_each`."""
     summed = _in_order(larger, step.contracted)
     rows, columns = _others(larger, summed), _others(smaller, summed)
     spatial = tuple(x for x in rows if isinstance(x, int))
     lead = tuple(x for x in rows if not isinstance(x, int))
-    node = at_each(graph, larger, smaller, (lead, summed, spatial), columns)
-    return Value(node, (lead, columns, spatial), {**smaller.lengths, **larger.lengths})
+    return at_each(graph, larger, smaller, (lead, summed, spatial), columns, wish)
 
 
-def at_each(graph: Graph, x: Value, w: Value, dims: tuple[Letters, Letters, Letters], columns: Letters) -> Node:
-    """`[columns, K] @ [lead, K, positions]`: one product for each entry of the lead, `[lead, columns, positions]`.
+def at_each(
+    graph: Graph, x: Value, w: Value, dims: tuple[Letters, Letters, Letters], columns: Letters, wish: Letters
+) -> Value:
+    """`[columns, K] @ [lead, K, positions]`, or transposed where the columns are wished for last: one product a lead.
 
     As a bmm with the matrix expanded, a view. torch.matmul folds a plain matrix that needs a gradient into one product
     with a copy of x on either side, even where no gradient is recorded (`should_fold` in ATen's LinearAlgebra.cpp),
     which takes up to five times as long.
     """
     lead, summed, positions = dims
+    times = product_of(graph, [x.size(letter) for letter in lead])
+    lengths = {**w.lengths, **x.lengths}
+    if wish and wish[-1] in columns:
+        features = arranged(graph, x, [lead, positions, summed])
+        matrix = arranged(graph, w, [(), summed, columns])
+        repeated = graph.call_method("expand", (matrix, times, -1, -1))
+        return Value(graph.call_function(torch.bmm, (features, repeated)), (lead, positions, columns), lengths)
     matrix = arranged(graph, w, [(), columns, summed])
     features = arranged(graph, x, [lead, summed, positions])
-    repeated = graph.call_method("expand", (matrix, product_of(graph, [x.size(letter) for letter in lead]), -1, -1))
-    return graph.call_function(torch.bmm, (repeated, features))
+    repeated = graph.call_method("expand", (matrix, times, -1, -1))
+    return Value(graph.call_function(torch.bmm, (repeated, features)), (lead, columns, positions), lengths)
 
 
 def _two_dims(graph: Graph, value: Value, first: Letters, second: Letters) -> Node:

@@ -33,7 +33,7 @@ def unfold(
     """
     for axis, dim in slide_dims(network, step).items():
         larger, smaller = contract_windows(graph, axis, dim, larger, smaller)
-    return _at_positions(graph, step, larger, smaller, conv=conv)
+    return _at_positions(graph, step, larger, smaller, wish, conv=conv)
 
 
 def grouped(graph: Graph, network: Network, step: Step, larger: Value, smaller: Value, wish: Letters) -> Value:
@@ -63,7 +63,7 @@ def taps(
     names = {axis: Index(f"tap.{axis}", dim.kernel) for axis, dim in dims.items()}
     for axis, name in names.items():
         smaller = renamed(smaller, axis, name)
-    value = _at_positions(graph, step, larger, smaller, tuple(names.values()), conv)
+    value = _at_positions(graph, step, larger, smaller, (), tuple(names.values()), conv)  # positions stay last
     tap_letters = tuple(names.values())
     places = tuple(x for x in larger.letters if isinstance(x, int))
     columns = _columns(smaller, step, tap_letters)
@@ -115,8 +115,10 @@ def band(graph: Graph, network: Network, step: Step, larger: Value, smaller: Val
     return Value(graph.call_function(torch.mm, (x, w)), (rows, columns), lengths)
 
 
-def _at_positions(graph: Graph, step: Step, x: Value, w: Value, taps: Letters = (), conv: bool = False) -> Value:
-    """`[columns, K] @ [lead, K, positions]`, or with the indices that both sides keep as a batch (as groups).
+def _at_positions(
+    graph: Graph, step: Step, x: Value, w: Value, wish: Letters, taps: Letters = (), conv: bool = False
+) -> Value:
+    """As `at_each`, or with the indices that both sides keep as a batch (as groups).
 
     Kernel positions that x does not have come before the columns.
     """
@@ -137,7 +139,7 @@ def _at_positions(graph: Graph, step: Step, x: Value, w: Value, taps: Letters = 
         left = arranged(graph, w, [batch, columns, summed])
         right = arranged(graph, x, [lead, batch, summed, places])
         return Value(graph.call_function(torch.matmul, (left, right)), (lead, batch, columns, places), lengths)
-    return Value(at_each(graph, x, w, (lead, summed, places), columns), (lead, columns, places), lengths)
+    return at_each(graph, x, w, (lead, summed, places), columns, wish)
 
 
 def _shifted(graph: Graph, node: Node, places: Letters, dims: Mapping[int, Dim], shifts: Mapping[int, int]) -> Node:
