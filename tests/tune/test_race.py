@@ -45,6 +45,18 @@ def test_a_race_runs_in_turn_and_hopeless_functions_only_at_first(monkeypatch):
     assert order[9:] == ["slow", "fast"] * (len(order[9:]) // 2) and len(order) >= 9 + 12
 
 
+def test_a_first_one_that_is_far_behind_takes_no_rounds(monkeypatch):
+    """A slow form as written would take the time in which the others are told apart."""
+    times = {"written": 12.0, "fast": 3.0, "near": 4.0}
+    order = []
+    monkeypatch.setattr(sys.modules["ce_fx.tune.race"], "clock_of", lambda device: lambda run, *_: times[run()])
+    monkeypatch.setattr(sys.modules["ce_fx.tune.race"], "_MOST", 1e9)
+    result = race([lambda name=name: order.append(name) or name for name in times], torch.device("cpu"), 0.001)
+    assert result.seconds == (12.0, 3.0, 4.0) and result.gains == (1.0, 4.0, 3.0) and result.winner == 1
+    assert result.sure[1:] == (4.0, 3.0) and result.noise == 0
+    assert order.count("written") == 3 and order.count("fast") == order.count("near") >= 9
+
+
 def test_the_allocator_is_settled_before_anything_is_timed(monkeypatch):
     order = []
     monkeypatch.setattr(sys.modules["ce_fx.tune.race"], "settle_allocator", lambda: order.append("settled"))
@@ -61,4 +73,5 @@ def test_a_race_of_slow_functions_ends():
     assert _in_reach([1.0, 0.9, 0.5, 0.6, 3.0], seconds=10) == [0, 2, 3], "the others are far behind"
     assert _in_reach([1.0, 0.5, 0.4, 0.45], seconds=1.9) == [0, 2, 3]
     assert _in_reach([1.0, 2.0, 1.2], seconds=0.1) == [0, 2], "one rival at least"
+    assert _in_reach([9.0, 2.0, 1.2, 1.3], seconds=0.1) == [2], "what is compared with is far behind, and not run again"
     assert outcome([[1.0, 2.0], [3.0, 1.0]]).noise == float("inf")
