@@ -21,7 +21,7 @@ from ce_fx.tune.problem import Problem
 
 log = logging.getLogger(__name__)
 
-VERSION = 7
+VERSION = 8
 """Of the planner and the lowering: raise it when a stored choice could be another one today."""
 
 counters: Counter[str] = Counter()
