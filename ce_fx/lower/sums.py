@@ -84,27 +84,33 @@ def _total(
     graph = into.graph
     constant = sum(term.coefficient for term in expression.terms if not term.factors)
     parts: dict[tuple[bool, ...], Node] = {}  # by the axes that they have; those of a bias first become one
+    matmuls = []
     for term in expression.terms:
         if not term.factors:
             continue
         plan = next(plans)
         node = emit(plan, graph, [values[f.leaf] for f in plan.network.term.factors], order)
         has = tuple(axis != () for axis in plan.network.output)
-        parts[has] = graph.call_function(torch.add, (parts[has], node)) if has in parts else node
-    if not parts:
+        if node.target is torch.mm and all(has):
+            matmuls.append(node)
+        else:
+            parts[has] = graph.call_function(torch.add, (parts[has], node)) if has in parts else node
+    if not parts and not matmuls:
         return graph.call_function(torch.full, (list(expression.shape), constant), into.like)
-    whole, *others = sorted(parts.items(), key=lambda item: -sum(item[0]))
-    total = whole[1]
-    for has, node in others:
-        total = _with_bias(graph, total, node, has) or graph.call_function(torch.add, (total, node))
+    total: Node | None = None
+    for has, node in sorted(parts.items(), key=lambda item: -sum(item[0])):
+        total = _with_bias(graph, total, node, has) if total else node
+    for node in matmuls:  # each is added before it is rounded
+        total = graph.call_function(torch.addmm, (total, *node.args)) if total else node
+    assert total is not None
     return total if constant == 0 else graph.call_function(torch.add, (total, constant))
 
 
-def _with_bias(graph: Graph, total: Node, node: Node, has: tuple[bool, ...]) -> Node | None:
-    """A convolution that adds one number per channel itself; None where that cannot be."""
+def _with_bias(graph: Graph, total: Node, node: Node, has: tuple[bool, ...]) -> Node:
+    """A sum with what has fewer axes: a convolution adds one number per channel itself."""
     channels = [place for place, held in enumerate(has) if held]
     if total.target not in CONVS.values() or channels != [1] or len(total.args) > 2 or "bias" in total.kwargs:
-        return None
+        return graph.call_function(torch.add, (total, node))
     bias = graph.call_function(torch.flatten, (node,))
     assert callable(total.target)
     return graph.call_function(total.target, total.args, {**total.kwargs, "bias": bias})
