@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from ce_fx.algebra.canonical import canonical
 from ce_fx.at_sight import convolves, has_scalings, holds_product, length, nothing_to_reorder
-from ce_fx.inner import run_by
+from ce_fx.inner import judge
 from ce_fx.lift.region import Region
 from ce_fx.lower.extract import extract
 from ce_fx.lower.precision import rounded
@@ -34,7 +34,6 @@ from ce_fx.tune.problem import Problem
 from ce_fx.tune.ranges import Alternatives
 from ce_fx.tune.remembered import key_of, recall, remember
 from ce_fx.tune.rescaled import planned_at
-from ce_fx.tune.runs import Inner
 from ce_fx.tune.symbolic import at_hints, is_symbolic
 
 log = logging.getLogger(__name__)
@@ -255,7 +254,7 @@ def _decide(region: Region, context: Context) -> Decision:
 def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem, Choice]:
     """The choice that an earlier process made of the same problem; or one made now, by a calibrated time model."""
     options = context.options
-    inner = _inner(options)
+    inner = judge(options, problem.leaves[0].device, convolves(region))
     tune = options.tune if can_be_timed(problem) else False
     key = key_of(problem, _printed(region), tune, inner.name if inner else "eager")
     choice = recall(problem, key)
@@ -294,14 +293,6 @@ def _less_work(problem: Problem, region: Region) -> tuple[Problem, Choice]:
     """
     found = as_written(problem, convolves=convolves(region))
     return problem, by_prediction(problem, found, margin=1.0) if found else kept_as_written(problem)
-
-
-def _inner(options: Options) -> Inner | None:
-    """What runs the graph, as something to measure through."""
-    if options.inner == "eager":
-        return None
-    name = options.inner if isinstance(options.inner, str) else "the inner backend"
-    return Inner(name, lambda module, leaves: run_by(module, leaves, options))
 
 
 def problem_of(region: Region, context: Context, calibrate: bool = False) -> Problem:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from ce_fx.lower.recompute import may_stop
 from ce_fx.options import OptionError, Options
+from ce_fx.tune.runs import Inner
 
 
 def check_inner(options: Options) -> None:
@@ -41,6 +42,20 @@ def check_inner(options: Options) -> None:
         near = get_close_matches(inner, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the backends are {', '.join(known)}"
         raise OptionError(f"inner must be a backend that torch.compile knows, not {inner!r}: {hint}") from error
+
+
+def judge(options: Options, device: torch.device, convolves: bool) -> Inner | None:
+    """What runs a region, as something to measure for and through; None for plain FX execution.
+
+    On CPU Inductor stores the images of a graph with a convolution in channels last (`decide_layout_opt` in
+    torch/_inductor/graph.py): kernels that first bring them into that format by copies would be timed with copies that
+    it does not make.
+    """
+    if options.inner == "eager":
+        return None
+    name = options.inner if isinstance(options.inner, str) else "the inner backend"
+    last = name == "inductor" and convolves and device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return Inner(name, lambda module, leaves: run_by(module, leaves, options), last)
 
 
 def run_by(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:

@@ -154,7 +154,7 @@ def _by_clock(
     device = problem.leaves[0].device
     finalists: list[Lowered] = [*different(found, _FINALISTS[problem.model.calibrated])]
     with plain_mode(device), torch.set_grad_enabled(problem.training):
-        leaves = random_leaves(problem)
+        leaves = random_leaves(problem, inner is not None and inner.channels_last)
         finalists += [form for one in finalists[:_FORMS] for form in _other_forms(problem, one, leaves)]
         as_written = run_of(forward_of(problem, problem.written, leaves), leaves)
         runners = [run_of(forward_of(problem, one.module, leaves), leaves) for one in finalists]

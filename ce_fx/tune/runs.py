@@ -32,22 +32,34 @@ class Inner:
     Attributes:
         name: for the report.
         compiled: a module and its inputs -> what runs it; may raise anything.
+        channels_last: it stores the region's images so.
     """
 
     name: str
     compiled: Callable[[GraphModule, Sequence[Tensor]], Callable[..., Any]]
+    channels_last: bool = False
 
 
-def random_leaves(problem: Problem) -> list[Tensor]:
+def random_leaves(problem: Problem, channels_last: bool = False) -> list[Tensor]:
     """Random leaves of the true shapes, strides, dtypes and devices; the global random state is not touched.
 
     They need a gradient where the true ones do, recorded or not: torch chooses kernels by it.
+
+    Args:
+        problem: the region.
+        channels_last: images, that is, what does not depend on weights only and has four or five axes, are stored so.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    return [
-        random_like(fake, generator, n in problem.positive).requires_grad_(fake.requires_grad)
-        for n, fake in enumerate(problem.leaves)
-    ]
+    leaves = []
+    for n, fake in enumerate(problem.leaves):
+        leaf = random_like(fake, generator, n in problem.positive)
+        form = _CHANNELS_LAST.get(leaf.dim()) if channels_last and not problem.operands[n].constant else None
+        leaf = leaf if form is None else leaf.contiguous(memory_format=form)
+        leaves.append(leaf.requires_grad_(fake.requires_grad))
+    return leaves
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def forward_of(problem: Problem, module: GraphModule, leaves: Sequence[Tensor]) -> Callable[..., Tensor]:

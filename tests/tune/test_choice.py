@@ -12,11 +12,14 @@ import pytest
 import torch
 
 import ce_fx
+from ce_fx.inner import judge
 from ce_fx.lower.value import LoweringError
+from ce_fx.options import Options
 from ce_fx.tune import candidates, choice, remembered
 from ce_fx.tune.candidates import Candidate
 from ce_fx.tune.cost import Cost
 from ce_fx.tune.race import Race
+from ce_fx.tune.runs import Inner
 from tests.models import factorized_conv
 
 X = (2, 16, 20, 20)
@@ -203,7 +206,7 @@ def test_what_is_timed_needs_gradients_as_the_true_leaves_do(clock, monkeypatch,
     clock(2e-3, 1e-3)
     seen = []
     original = choice.random_leaves
-    monkeypatch.setattr(choice, "random_leaves", lambda problem: seen.append(original(problem)) or seen[-1])
+    monkeypatch.setattr(choice, "random_leaves", lambda *given: seen.append(original(*given)) or seen[-1])
     report_of(layer(), grad=grad)
     (leaves,) = seen
     assert [leaf.requires_grad for leaf in leaves].count(True) == len(list(layer().parameters()))
@@ -285,6 +288,30 @@ def test_eager_kernels_say_less_of_others_in_half_precision(clock, dtype, decisi
     fast = ce_fx.optimize(layer().to(dtype), (torch.randn(X, dtype=dtype),), tune="auto", inner="aot_eager")
     row = ce_fx.report(fast).layers[0]
     assert row.decision == decision and "1.20x" in row.reason
+
+
+def test_images_are_timed_as_inductor_stores_them(clock, monkeypatch):
+    """Where a graph has a convolution it stores them in channels last; copies into it would be timed and not made."""
+    clock(1e-3, 2e-3)
+    seen = []
+    original = choice.random_leaves
+    monkeypatch.setattr(choice, "random_leaves", lambda *given: seen.append((given, original(*given))) or seen[-1][1])
+    last = Inner("inductor", lambda module, leaves: module.forward, channels_last=True)
+    monkeypatch.setattr(import_module("ce_fx.decide"), "judge", lambda *given: last)
+    report_of(layer(), tune="auto")
+    ((given, (image, *factors)),) = seen
+    assert given[1] and image.shape == X and image.is_contiguous(memory_format=torch.channels_last)
+    assert [factor.stride() for factor in factors] == [leaf.stride() for leaf in given[0].leaves[1:]]
+
+
+def test_inductor_stores_images_in_channels_last_on_cpu():
+    def stores(inner, device="cpu", convolves=True):
+        found = judge(Options.of({"inner": inner}), torch.device(device), convolves)
+        return found is not None and found.channels_last
+
+    assert stores("inductor") is torch.backends.mkldnn.is_available()
+    assert not (stores("aot_eager") or stores("eager") or stores("inductor", convolves=False))
+    assert not stores("inductor", "cuda"), "there it depends on the graph"
 
 
 def test_a_backend_that_cannot_be_asked_costs_nothing_but_its_word(clock):
