@@ -87,6 +87,23 @@ def test_errors_are_relative_by_norm_and_the_worst_counts():
     assert error_of([one], [one]) == 0
 
 
+def test_in_bfloat16_the_error_is_that_of_all_inputs(monkeypatch):
+    """Of one input it may be anything: a few outputs are rounded up or down."""
+    monkeypatch.setattr(doors, "results", lambda run, model, inputs, mode: [run(*inputs)])
+    given = [(torch.full((4,), float(n)),) for n in range(12)]
+
+    def off(by):
+        return (lambda x: 1 + torch.tensor(by(int(x[0]))).double().expand(4)), None
+
+    def exact(x):
+        return torch.ones(4).double()
+
+    error, bar = doors.compared(off(lambda n: 0.02 if n == 5 else 0.01), off(lambda n: 0.01), exact, given, "bf16")
+    assert bar == pytest.approx(0.015) and 0.01 < error < bar
+    error, bar = doors.compared(off(lambda n: 0.019), off(lambda n: 0.01), exact, given, "bf16")
+    assert error == pytest.approx(0.019) and error > bar
+
+
 def test_what_was_chosen_before_is_forgotten():
     place = doors.folder()
     for name in ("calibration", "choice"):
