@@ -374,11 +374,11 @@ def test_what_a_float_scales_and_no_region_takes_stays_as_it_was_written():
         def forward(self, x):
             return super().forward(x) + torch.sin(x) * self.scale
 
-    for objective, products in (("flops", 1), ("time", 2)):
+    for objective, rows, products in (("flops", 40, 1), ("time", 2, 2)):
         torch._dynamo.reset()
         model = Two().double()
         fast = ce_fx.optimize(model, dynamic=True, objective=objective, tune=False)
-        check(model, fast, (40, 64))
+        check(model, fast, (rows, 64))
         (gm,) = ce_fx.graph_modules(fast)
         floats = gm.graph.find_nodes(op="call_method", target="item")
         assert len(floats[0].users) == products, gm.code

@@ -133,9 +133,12 @@ def _linear(node: Node) -> tuple[Op, ...]:
 
 @_prices(aten.addmm.default, aten.baddbmm.default)
 def _addmm(node: Node) -> tuple[Op, ...]:
+    """A bias comes for nothing; what is as large as the result is copied there first, and takes an addition's time."""
     x, y = (_shape(arg) for arg in node.args[1:3])
-    family = "mm" if len(x) == 2 else "bmm"
-    return (Op(family, prod(_shape(node)) * x[-1], x[-1], y[-1], x[-2], _elements(*node.args[1:3], node)),)
+    whole = prod(_shape(node))
+    product = Op("mm" if len(x) == 2 else "bmm", whole * x[-1], x[-1], y[-1], x[-2], _elements(*node.args[1:3], node))
+    added = Op("add", 0, 1, 1, whole, 3 * whole)
+    return (product,) if _elements(node.args[0]) < whole else (product, added)
 
 
 @_prices(aten.addmv.default, aten.addbmm.default)

@@ -55,13 +55,14 @@ def cost_of(nodes: Sequence[Node], model: TimeModel, itemsize: int, training: bo
         model: predicts seconds.
         itemsize: bytes of an element.
         training: count the backward of what needs a gradient.
-        checkpoint: count all but the last op twice forward: they are recomputed in the backward.
+        checkpoint: count what is before the last product twice forward: it is recomputed in the backward.
     """
     macs, forward, seconds, first = 0, 0, 0.0, 0.0
-    last = next((node for node in reversed(nodes) if counted(node)), None)
-    for node in nodes:
-        ops = ops_of_nodes([node])
-        runs = 2 if checkpoint and node is not last else 1
+    priced = [ops_of_nodes([node]) for node in nodes]
+    # An addition keeps nothing for its backward, and a product its operands only: recomputation stops before it.
+    last = max((n for n, ops in enumerate(priced) if any(op.macs for op in ops)), default=0)
+    for n, (node, ops) in enumerate(zip(nodes, priced, strict=True)):
+        runs = 2 if checkpoint and n < last else 1
         grads = gradients_of(node) if training else 0
         once = sum(op.macs for op in ops) * real_products(node)
         forward += once

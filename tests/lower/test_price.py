@@ -113,3 +113,9 @@ def test_a_bias_has_no_product_in_the_backward_of_a_convolution(decomposed):
     reading = read(torch.fx.symbolic_trace(written), leaves)
     (op,) = (op for group in reading.ops.values() for op in group)
     assert gradients_of(op) == 1
+
+
+def test_what_a_matmul_adds_to_takes_an_addition_but_a_bias_nothing():
+    product, added = priced(lambda z, x, y: torch.addmm(z, x, y), (3, 5), (3, 4), (4, 5))
+    assert (product, added) == priced(lambda z, x, y: x @ y + z, (3, 5), (3, 4), (4, 5))
+    assert priced(lambda z, x, y: torch.addmm(z, x, y), (5,), (3, 4), (4, 5)) == (product,)

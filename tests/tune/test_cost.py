@@ -112,3 +112,18 @@ class Sums(nn.Module):
 def test_a_sum_reads_what_lies_behind_its_last_dim_in_a_row(dim, run):
     (op,) = ops_of_nodes(ops(Sums(dim), (2, 3, 4)))
     assert (op.family, op.columns) == ("sum", run)
+
+
+class Chain(nn.Module):
+    """x.A.B, and something that is added."""
+
+    def forward(self, x, a, b, y):
+        return (x @ a) @ b + y
+
+
+def test_nothing_is_computed_again_from_the_last_product_on():
+    """Recomputation stops once the operands of the last product are there; additions keep nothing."""
+    found = ops(Chain(), (8, 6), (6, 4), (4, 5), (8, 5), grad=True)
+    first, second = 8 * 6 * 4, 8 * 4 * 5
+    assert cost_of(found, MODEL, 4, training=True).flops == 2 * 3 * (first + second)
+    assert cost_of(found, MODEL, 4, training=True, checkpoint=True).flops == 2 * (4 * first + 3 * second)
