@@ -85,7 +85,7 @@ def _in_reach(once: Sequence[float], seconds: float) -> list[int]:
     running, room = ([0], seconds - once[0]) if once[0] < _BEHIND * min(once) else ([], seconds)
     for one, n in near:
         room -= one
-        if room < 0 and any(running):
+        if room < 0 and any(running):  # one rival at least
             break
         running.append(n)
     return sorted(running)
