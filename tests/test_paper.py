@@ -1,6 +1,7 @@
 """The paper's workloads: evaluations by hand are the layer's, bytes are exact, and the tables say what was measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -350,6 +351,21 @@ def test_left_to_right_is_counted_at_batches_that_fit():
     assert set(one.rounds) == {REBUILT} and [batch for batch, _ in one.peaks[LEFT]] == [2, 4]
     assert "bytes of batches 2 and 4" in one.notes[LEFT]
     assert [batch for batch, _ in one.peaks[REBUILT]] == [4, 8]
+
+
+@pytest.mark.parametrize("mode", ["train", "inference"])
+def test_left_to_right_is_timed_on_two_examples_where_it_takes_too_long(mode):
+    settings = Settings("quick", rounds=1, batch=8, patience=0.0, ways="left to right|rebuilt", tune=False)
+    one = cells.measure(workloads()[0], "rcp", 0.1, mode, settings)
+    slow = [LEFT, LEFT_CHECKPOINTED] if mode == "train" else [LEFT]
+    assert list(one.rounds) == [*slow, REBUILT] and list(one.errors) == [REBUILT]
+    for name in slow:
+        assert [count for count, _ in one.peaks[name]] == ([2, 4] if mode == "train" else [2])
+        assert one.notes[name] == "4 times one run of 2 examples" and len(one.rounds[name]) == 1
+    line = next(line for line in table([one], 2**30).splitlines() if line.startswith(LEFT))
+    assert f"{one.rounds[LEFT][0] * 1e3:.1f}" in line and f"{one.peaks[LEFT][-1][1] / 2**20:.1f}" not in line
+    patient = cells.measure(workloads()[0], "rcp", 0.1, mode, replace(settings, patience=60.0))
+    assert [count for count, _ in patient.peaks[LEFT]][-1] == 8 and not patient.notes
 
 
 def test_the_half_batch_is_evaluated_in_the_same_orders(monkeypatch):

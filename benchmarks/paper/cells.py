@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +21,19 @@ import ce_fx
 from benchmarks.harness import compare, machine
 from benchmarks.paper.again import Orders
 from benchmarks.paper.peak import peak_bytes, saved_bytes, standing
-from benchmarks.paper.ways import BY_INDUCTOR, DENSE, LEFT, OURS, REBUILT, Way, gradients, names, results, way
+from benchmarks.paper.ways import (
+    BY_INDUCTOR,
+    DENSE,
+    LEFT,
+    LEFT_CHECKPOINTED,
+    OURS,
+    REBUILT,
+    Way,
+    gradients,
+    names,
+    results,
+    way,
+)
 from benchmarks.paper.workloads import Batch, Workload
 
 Key = tuple[str, str, float, str, str, str]
@@ -39,7 +52,7 @@ class Cell:
         where: geometry and device.
         by: the kind of the machine, its threads, torch's version and the number of rounds.
         layers: factorised ones.
-        rounds: seconds by way, round by round.
+        rounds: seconds by way, round by round; of one that takes too long those of a part of the batch, times the rest.
         peaks: (batch size, bytes of a step with weights and inputs) by way; the last is of the batch that is timed,
             unless the way is not run there. One of them where there is no other in the same order.
         errors: largest difference to `rebuilt` by way, relative, in single precision.
@@ -93,6 +106,7 @@ class Settings:
         memory: bytes that a way may save for its backward; one that would save more is not run.
         ways: a pattern of the ways that are measured.
         tune: as in `ce_fx.optimize`.
+        patience: seconds of a run from left to right; one that would take longer is timed on two examples.
     """
 
     size: str = "cpu"
@@ -103,6 +117,7 @@ class Settings:
     memory: int = 8 << 30
     ways: str = ""
     tune: bool | str = "auto"
+    patience: float = 20.0
 
     def batch_of(self, workload: Workload) -> int:
         """Examples of a batch, at least 2: one of 1 is another network, whose batch is no axis that counts."""
@@ -165,12 +180,42 @@ def measure(workload: Workload, form: str, rate: float, mode: str, settings: Set
             peaks.setdefault(name, []).insert(0, (count, bytes_))
         return ways
 
+    def few(name: str, count: int) -> float:
+        """Seconds of a way's first run of some examples, whose bytes are counted."""
+        given = inputs(count)
+        one = way(name, model, given, mode)
+        start = time.perf_counter()
+        bytes_ = peak_bytes(one.step, settings.device)
+        seconds = time.perf_counter() - start
+        bytes_ += standing(one.model, (tensor for each in given for tensor in each))
+        peaks.setdefault(name, []).append((count, bytes_))
+        return seconds
+
+    def slow() -> dict[str, list[float]]:
+        """Seconds of what goes from left to right for longer than one waits, from two examples.
+
+        A run of the ResNet-34 as RCP with 5 % of the dense weights takes half a minute, and with all of them ten.
+        """
+        found = {}
+        for name in [one for one in (LEFT, LEFT_CHECKPOINTED) if one in chosen and batch > 4]:
+            seconds = few(name, 2) * batch / 2
+            if seconds <= settings.patience:
+                del peaks[name]
+                continue
+            chosen.remove(name)
+            found[name] = [seconds]
+            notes[name] = f"{batch / 2:g} times one run of 2 examples"
+            if mode == "train":
+                few(name, 4)
+        return found
+
     with gradients(mode):
         other = batch // 2 if batch >= 4 else 2 * batch
         whole, inputs_of_other = inputs(batch), inputs(other)
         small = fitting(model, whole, batch, settings.memory) if mode == "train" and LEFT in chosen else batch
         if small < batch:
             chosen.remove(LEFT)
+        long = slow()
         ways = ready(chosen, batch, whole)
         timing = compare({name: one.step for name, one in ways.items()}, settings.rounds, warm=True, far=FAR)
         decided |= {name: decisions(ways[name].run) for name in ways if name in OURS}
@@ -192,7 +237,7 @@ def measure(workload: Workload, form: str, rate: float, mode: str, settings: Set
         settings.where(workload),
         settings.by(),
         layers,
-        {name: list(each) for name, each in timing.rounds.items()},
+        long | {name: list(each) for name, each in timing.rounds.items()},
         {name: tuple(each) for name, each in peaks.items()},
         errors,
         notes,
