@@ -54,7 +54,8 @@ def judge(options: Options, device: torch.device, convolves: bool) -> Inner | No
     if options.inner == "eager":
         return None
     name = options.inner if isinstance(options.inner, str) else "the inner backend"
-    last = name == "inductor" and convolves and device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    mkldnn: Any = torch.backends.mkldnn  # untyped in torch
+    last = name == "inductor" and convolves and device.type == "cpu" and mkldnn.is_available()
     return Inner(name, lambda module, leaves: run_by(module, leaves, options), last)
 
 

@@ -118,10 +118,8 @@ def rewrite_graph(
         except Exception as error:  # a plan may then be kept for sizes where another is better, and nothing else
             log.warning("a plan holds for all sizes: %s: %s", type(error).__name__, error)
     inner = _bodies(gm, work, example_inputs, reading, options) if bodies else []
-    if any(
-        row.decision == "rewritten" for _, report in inner for row in report.layers
-    ):  # for the sizes that follow from this geometry
-        guard_equal(geometry.values())
+    if any(row.decision == "rewritten" for _, report in inner for row in report.layers):
+        guard_equal(geometry.values())  # a body is rewritten for the sizes that follow from this geometry
     result = _reported(found, decisions, reading, context, inner)
     if changed:
         _replace(work, decisions)

@@ -303,7 +303,9 @@ def test_quick(workload, mode, capsys, monkeypatch):
     for points in measured.peaks.values():
         assert [batch for batch, _ in points] == ([4, 2] if mode == "train" else [2])
         assert points == tuple(sorted(points, reverse=True)) and points[-1][1] > 0
-    assert f"{workload.name} {measured.form} 10 % {mode}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{workload.name} {measured.form} 10 % {mode}" in shown
+    assert all(f" {points[-1][1] / 2**20:.1f} " in shown for points in measured.peaks.values()), "of the batch timed"
 
 
 def test_quick_with_inductor():

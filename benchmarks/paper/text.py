@@ -79,7 +79,7 @@ def _line(cell: Cell, name: str, budget: int) -> list[str]:
         rivals = [(gain, over) for over in BY_INDUCTOR if (gain := cell.gain(name, over)) is not None]
         note = ", ".join([note, *(f"{gain:.2f}x over {over}" for gain, over in rivals)])
     ratios = [_ratio(cell, name, over) for over in (LEFT, REBUILT, DENSE)]
-    timed = max(count for points in cell.peaks.values() for count, _ in points)
+    timed = max(points[-1][0] for points in cell.peaks.values())
     count, bytes_ = cell.peaks[name][-1]
     sizes = [f"{bytes_ / 2**20:.1f}" if count == timed else "", shown]
     return [f"  {name}", f"{cell.seconds(name) * 1e3:.1f}", *ratios, *sizes, note]
