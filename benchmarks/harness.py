@@ -62,15 +62,15 @@ def compare(
     once = {}
     for name, run in candidates.items():
         if not warm:
-            _seconds(run, 1)
-        once[name] = max(1e-9, _seconds(run, 1))
+            seconds_of(run)
+        once[name] = max(1e-9, seconds_of(run))
     repeats = {name: max(1, round(budget / seconds)) for name, seconds in once.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds):
         running = [name for name in candidates if number < 2 or once[name] < far * min(once.values())]
         # Every other round runs backwards: what a candidate leaves in the caches is not always met by the same one.
         for name in running[:: -1 if number % 2 else 1]:
-            times[name].append(_seconds(candidates[name], repeats[name]))
+            times[name].append(seconds_of(candidates[name], repeats[name]))
     first = next(iter(candidates))
     seconds = {name: statistics.median(values) for name, values in times.items()}
     ratio = {name: statistics.median(_ratios(times[first], values)) for name, values in times.items()}
@@ -99,7 +99,7 @@ def allocated(run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _seconds(run: Callable[[], object], repeats: int) -> float:
+def seconds_of(run: Callable[[], object], repeats: int = 1) -> float:
     """Seconds of one run, averaged over some; work that was queued on a GPU is waited for."""
     _synchronize()
     start = time.perf_counter()

@@ -16,7 +16,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.harness import allocated
 
@@ -78,20 +81,35 @@ def _state(model: nn.Module) -> Iterator[Tensor]:
     yield from model.buffers()
 
 
-def saved_bytes(run: Callable[[], object]) -> int:
-    """Bytes of all storages that autograd saves in a forward; on the device "meta" they are not made."""
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
+class Live(TorchDispatchMode):
+    """Counts the bytes of the storages that ops make, and the most that are alive at a time.
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        alive.append(tensor)  # so that no address is used twice
-        return tensor
+    On the device "meta" they are counted without being made. What an op takes within itself is not seen.
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(kept.values())
+    Attributes:
+        most: bytes so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._alive: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an op, and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        made = [storage for storage in _storages(result) if storage._cdata not in given]
+        self._alive = {one: size for one, size in self._alive.items() if not one.expired()}
+        self._alive |= {StorageWeakRef(storage): storage.nbytes() for storage in made}
+        self.most = max(self.most, sum(self._alive.values()))
+        return result
+
+
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    return (leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 Points: TypeAlias = Sequence[tuple[int, int]]

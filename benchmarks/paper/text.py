@@ -71,17 +71,17 @@ def _line(cell: Cell, name: str, budget: int) -> list[str]:
     note = cell.notes.get(name, "")
     if cell.errors.get(name, 0) > FAR:
         note = f"{note} results differ by {cell.errors[name]:.0e}".strip()
-    batch = batch_of(cell, name, budget)
-    shown = "-" if batch is None else f"{batch}{_doubt(cell, name)}"
+    sizes = ["", ""]
+    if name in cell.peaks:
+        batch = batch_of(cell, name, budget)
+        shown = "-" if batch is None else f"{batch}{_doubt(cell, name)}"
+        sizes = [f"{cell.peaks[name][-1][1] / 2**20:.1f}", shown]
     if name not in cell.rounds:
-        return [f"  {name}", "", "", "", "", "", "" if batch is None else shown, note]
+        return [f"  {name}", "", "", "", "", *sizes, note]
     if name == OURS_BY_INDUCTOR:  # what it must be compared with is compiled, too
         rivals = [(gain, over) for over in BY_INDUCTOR if (gain := cell.gain(name, over)) is not None]
         note = ", ".join([note, *(f"{gain:.2f}x over {over}" for gain, over in rivals)])
     ratios = [_ratio(cell, name, over) for over in (LEFT, REBUILT, DENSE)]
-    timed = max(points[-1][0] for points in cell.peaks.values())
-    count, bytes_ = cell.peaks[name][-1]
-    sizes = [f"{bytes_ / 2**20:.1f}" if count == timed else "", shown]
     return [f"  {name}", f"{cell.seconds(name) * 1e3:.1f}", *ratios, *sizes, note]
 
 

@@ -1,11 +1,6 @@
-"""Decisions by the clock: what is timed, what is believed, and what a second process does."""
+"""Decisions by the clock: what is timed, and what is believed."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-import textwrap
 from importlib import import_module
 
 import pytest
@@ -20,55 +15,9 @@ from ce_fx.tune.candidates import Candidate
 from ce_fx.tune.cost import Cost
 from ce_fx.tune.race import Race
 from ce_fx.tune.runs import Inner
-from tests.models import factorized_conv
+from tests.tune.choosing import X, layer, report_of, without_calibration
 
-X = (2, 16, 20, 20)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache of its own, and no calibration: these tests are about choices."""
-    monkeypatch.setenv("CE_FX_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(import_module("ce_fx.rewrite"), "time_model", without_calibration)
-    remembered.counters.clear()
-    return tmp_path
-
-
-def without_calibration(device, dtype, *, measure=False, verbose=None):
-    from ce_fx.plan.time_model import TimeModel
-
-    return TimeModel.default(device, itemsize=dtype.itemsize, complex_numbers=dtype.is_complex)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that says what a test wants: seconds of (as written, any other), and the noise."""
-    races = []
-
-    def fake(written, others, noise=0.0):
-        def race(runs, device, budget):
-            for run in runs:
-                run()
-            races.append(len(runs))
-            seconds = (written, *[others] * (len(runs) - 1))
-            return Race(seconds, noise, tuple(written / one for one in seconds))
-
-        monkeypatch.setattr(choice, "race", race)
-        return races
-
-    return fake
-
-
-def layer(factorization="tt"):
-    torch.manual_seed(0)
-    return factorized_conv(16, 16, factorization=factorization, rank=0.5)
-
-
-def report_of(model, grad=False, **options):
-    x = torch.randn(X)
-    with torch.set_grad_enabled(grad):
-        fast = ce_fx.optimize(model, (x,), **{"tune": True, **options})
-    return ce_fx.report(fast).layers[0]
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_what_is_faster_by_the_clock_is_taken(clock):
@@ -368,110 +317,6 @@ def test_a_measured_choice_keeps_values_and_gradients(factorization, grad):
             torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
         ):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-
-
-def test_a_second_model_plans_and_measures_nothing(clock):
-    races = clock(2e-3, 1e-3)
-    first = report_of(layer())
-    assert remembered.counters == {"chosen": 1}
-    done = len(races)
-    torch._dynamo.reset()
-    second = report_of(layer())
-    assert remembered.counters == {"chosen": 1, "remembered": 1} and len(races) == done
-    assert dataclasses.replace(first, name="") == dataclasses.replace(second, name="")
-
-
-def test_kept_is_remembered_too(clock):
-    clock(1e-3, 2e-3)
-    report_of(layer())
-    torch._dynamo.reset()
-    assert report_of(layer()).decision == "kept" and remembered.counters["remembered"] == 1
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"tune": "auto"},
-        {"memory_limit": 10**9},
-        {"objective": "flops"},
-        {"inner": "aot_eager"},
-    ],
-)
-def test_another_option_is_another_choice(clock, change):
-    clock(2e-3, 1e-3)
-    report_of(layer())
-    torch._dynamo.reset()
-    report_of(layer(), **change)
-    assert remembered.counters == {"chosen": 2}
-
-
-def test_another_mode_size_or_kind_of_number_is_another_choice(clock):
-    clock(2e-3, 1e-3)
-    report_of(layer())
-    for number, other in enumerate((lambda: report_of(layer(), grad=True), lambda: report_of(layer("cp")))):
-        torch._dynamo.reset()
-        other()
-        assert remembered.counters == {"chosen": number + 2}
-    torch._dynamo.reset()
-    with torch.no_grad():
-        ce_fx.optimize(layer().double(), (torch.randn(X).double(),), tune=True)
-    assert remembered.counters == {"chosen": 4}
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda data: data.update(plans=[]),
-        lambda data: data.update(plans=[{"tree": [0, 1], "ways": {}, "channels_last": False, "method": "x"}]),
-        lambda data: data.pop("seconds"),
-        lambda data: data["plans"][0].update(tree="nonsense"),
-        lambda data: data["plans"][0].update(ways={"x": "taps"}),
-    ],
-)
-def test_a_choice_that_does_not_fit_is_made_anew(clock, cache, edit):
-    clock(2e-3, 1e-3)
-    report_of(layer())
-    (file,) = (cache / "choice").iterdir()
-    content = json.loads(file.read_text())
-    edit(content["data"])
-    file.write_text(json.dumps(content))
-    torch._dynamo.reset()
-    assert report_of(layer()).decision == "rewritten"
-    assert remembered.counters == {"chosen": 2}
-
-
-SCRIPT = """
-    import torch, ce_fx
-    from ce_fx.tune import remembered
-    from tests.models import factorized_conv
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = factorized_conv(16, 16, rank=0.5)
-    with torch.no_grad():
-        fast = ce_fx.optimize(model, (torch.randn(2, 16, 20, 20),), tune=True)
-    print(dict(remembered.counters), ce_fx.report(fast).layers[0].plan)
-"""
-
-
-@pytest.mark.slow
-def test_a_second_process_plans_and_measures_nothing(cache):
-    """The calibration and the choice of the first are found on disk; both run the same plan."""
-    environment = {**os.environ, "CE_FX_CACHE_DIR": str(cache)}
-
-    def run():
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCRIPT)],
-            env=environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout.strip()
-
-    first = run()
-    if not (cache / "choice").exists():
-        pytest.skip("this machine is too noisy to keep a choice")
-    second = run()
-    assert first.startswith("{'chosen': 1}") and second.startswith("{'remembered': 1}")
-    assert first.partition("}")[2] == second.partition("}")[2]
 
 
 def test_all_rows_are_priced_by_the_calibration_that_one_of_them_asks_for(clock, monkeypatch):
