@@ -49,6 +49,7 @@ def compare(
     budget: float = 0.05,
     warm: bool = False,
     far: float = inf,
+    near: str | None = None,
 ) -> Timing:
     """Time candidates in turn.
 
@@ -57,7 +58,8 @@ def compare(
         rounds: how often each is timed, in turn.
         budget: seconds that one timing of one candidate should take at least.
         warm: every candidate has run before.
-        far: times the fastest, from which a candidate is timed in two rounds only.
+        far: times that of `near`, from which a candidate is timed in two rounds only.
+        near: a candidate; without one the fastest.
     """
     once = {}
     for name, run in candidates.items():
@@ -65,9 +67,10 @@ def compare(
             seconds_of(run)
         once[name] = max(1e-9, seconds_of(run))
     repeats = {name: max(1, round(budget / seconds)) for name, seconds in once.items()}
+    slow = far * once.get(near or "", min(once.values()))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds):
-        running = [name for name in candidates if number < 2 or once[name] < far * min(once.values())]
+        running = [name for name in candidates if number < 2 or once[name] < slow]
         # Every other round runs backwards: what a candidate leaves in the caches is not always met by the same one.
         for name in running[:: -1 if number % 2 else 1]:
             times[name].append(seconds_of(candidates[name], repeats[name]))

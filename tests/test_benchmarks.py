@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-from benchmarks import bars, layouts, regret, results
+from benchmarks import bars, harness, layouts, regret, results
 from benchmarks.cases import Case, cases, chosen, largest_difference
 from benchmarks.harness import Timing, compare
 from benchmarks.measure import Settings, measure
@@ -213,6 +214,15 @@ def test_every_candidate_runs_in_every_round():
     assert [len(values) for values in timing.rounds.values()] == [3, 3]
     assert calls.count("a") == calls.count("b") == 5  # twice to find the repeats
     assert timing.ratio["a"] == 1.0
+
+
+@pytest.mark.parametrize(("near", "rounds"), [(None, [5, 2, 2]), ("other", [5, 5, 2])])
+def test_what_is_slow_is_timed_in_two_rounds(monkeypatch, near, rounds):
+    costs = {"fast": 1.0, "other": 4.0, "slow": 12.0}
+    monkeypatch.setattr(harness, "seconds_of", lambda run, repeats=1: run())
+    candidates = {name: partial(costs.__getitem__, name) for name in costs}
+    timing = compare(candidates, rounds=5, warm=True, far=3.0, near=near)
+    assert [len(values) for values in timing.rounds.values()] == rounds
 
 
 @pytest.mark.parametrize("mode", ["forward", "train"])

@@ -85,7 +85,8 @@ class Bench:
         names = [name for name in names if name not in in_part]
         inputs = self.inputs(batch)
         ways = self.ready(names, batch, inputs)
-        timing = compare({name: one.step for name, one in ways.items()}, self.settings.rounds, warm=True, far=FAR)
+        steps = {name: one.step for name, one in ways.items()}
+        timing = compare(steps, self.settings.rounds, warm=True, far=FAR, near=REBUILT)
         self.decided |= {name: decisions(one.run) for name, one in ways.items() if name in OURS}
         self.notes |= {name: counted(found) for name, found in self.decided.items()}
         for other in self.counts(batch)[1:]:
