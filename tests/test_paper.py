@@ -9,6 +9,7 @@ import torch
 import ce_fx
 from benchmarks.paper import __main__ as paper
 from benchmarks.paper import cells, decomposed
+from benchmarks.paper import measure as measuring
 from benchmarks.paper.again import Orders
 from benchmarks.paper.cells import Cell, Settings
 from benchmarks.paper.measure import Bench, measure
@@ -70,13 +71,8 @@ def test_bytes_of_what_was_not_run_are_in_the_table():
     del one.rounds[LEFT]
     one.notes[LEFT] = "not run"
     lines = table([one], 10_000).splitlines()
-    assert next(line for line in lines if line.strip().startswith(LEFT)).split() == [
-        *LEFT.split(),
-        "0.0",
-        "18",
-        "not",
-        "run",
-    ]
+    line = next(line for line in lines if line.strip().startswith(LEFT))
+    assert line.split() == [*LEFT.split(), "0.0", "18", "not", "run"]
     assert lines[-1] == "ce_fx behind left to right: not measured"
 
 
@@ -200,7 +196,16 @@ def test_left_to_right_is_not_run_where_two_examples_take_too_much():
     one = measure(workloads()[0], "rcp", 0.1, "train", settings)
     assert set(one.rounds) == {REBUILT} and one.notes[LEFT].startswith("not run: a batch takes 0.0")
     assert [count for count, _ in one.peaks[LEFT]] == [4, 8]
-    assert f"{one.peaks[LEFT][-1][1] / 2**20:.1f}" in table([one], 10**9)
+    line = next(line for line in table([one], 10**9).splitlines() if line.strip().startswith(LEFT))
+    assert line.split()[3] == f"{one.peaks[LEFT][-1][1] / 2**20:.1f}"
+
+
+@pytest.mark.parametrize(("patience", "seconds"), [(4.0, 4 * 2.0), (2.0, 4 * 3.0), (20.0, 4 * 3.0)])
+def test_the_first_run_of_two_examples_counts_if_it_decides_or_takes_too_long(monkeypatch, patience, seconds):
+    found = iter([3.0, 2.0])
+    monkeypatch.setattr(measuring, "seconds_of", lambda step: next(found))
+    bench = Bench(small_network(), workloads()[0].sizes["quick"], "train", Settings("quick", patience=patience))
+    assert bench.of_two(LEFT, 4) == seconds
 
 
 def test_the_half_batch_is_evaluated_in_the_same_orders(monkeypatch):

@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny network, one form and one rate: does it run?")
     parser.add_argument("--inductor", action="store_true", help="what Inductor compiles as well; that takes long")
     parser.add_argument("--budget", type=bytes_of, default="24GiB", help="of the table of largest batches")
-    parser.add_argument("--memory", type=bytes_of, default="12GiB", help="more is not run from left to right")
+    parser.add_argument("--memory", type=bytes_of, default="12GiB", help="of a whole batch from left to right")
     parser.add_argument("--json", type=Path, metavar="PATH", help="keeps the cells; those that are there are not rerun")
     return parser.parse_args(arguments)
 

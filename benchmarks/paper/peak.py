@@ -84,10 +84,11 @@ def _state(model: nn.Module) -> Iterator[Tensor]:
 class Live(TorchDispatchMode):
     """Counts the bytes of the storages that ops make, and the most that are alive at a time.
 
-    On the device "meta" they are counted without being made. What an op takes within itself is not seen.
+    On the device "meta" they are counted without being made. What an op takes within itself is not seen. It is for ways
+    by hand: a view of ce_fx runs as written under a mode.
 
     Attributes:
-        most: bytes so far.
+        most: the most bytes so far.
     """
 
     def __init__(self) -> None:
