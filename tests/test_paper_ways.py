@@ -152,13 +152,15 @@ def test_a_batch_that_is_mostly_weights_tells_little():
 # --- workloads and ways
 
 
-def test_the_conformer_takes_padded_batches():
+@pytest.mark.parametrize("form", ["cp", "cp, inputs first"])
+def test_the_conformer_takes_padded_batches(form):
     torch.manual_seed(0)
-    model, count = over_time(Conformer(16, 2, 5), "cp", 0.2)
+    model, count = over_time(Conformer(16, 2, 5), form, 0.2)
     ((x, frames),) = speech((12,), 16, 3)
     y = model.eval()(x, frames)
     assert count == 1 and y.shape == x.shape and frames[0].all()
     assert model.over_time.num_weights <= 0.2 * 16 * 16 * 5
+    assert model.over_time.string == {"cp": "bsh,rt,rs,rh->bth|h"}.get(form, "bsh,rs,rh,rt->bth|h")
     x[~frames] = 7.0  # what the padding holds is seen nowhere else
     torch.testing.assert_close(model(x, frames)[frames], y[frames], rtol=1e-4, atol=1e-5)
 
