@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ce_fx.algebra.parser import ParsedExpression, contracts, parse
+from ce_fx.capture.reading import read
 from ce_fx.errors import ExpressionError
 from ce_fx.lower.emit import LoweringError, emit
 from ce_fx.plan.network import Network, Operand
@@ -26,8 +28,9 @@ from ce_fx.plan.path_info import PathInfo, path_info
 from ce_fx.plan.plan import Plan, PlanError
 from ce_fx.plan.planner import make_plan
 from ce_fx.plan.time_model import TimeModel
-from ce_fx.sizes import known, symbol
+from ce_fx.sizes import hint, known, symbol
 from ce_fx.tune.calibrate import time_model
+from ce_fx.tune.cost import check_limit
 
 Planned: TypeAlias = Callable[..., Tensor]
 
@@ -87,13 +90,14 @@ def conv_einsum(
         flip: reverse every kernel first: the true convolution of the paper.
         optimize: "auto", "optimal", "greedy", "written", or a path of operand pairs.
         objective: what a plan minimises: "time", "flops" or "memory".
-        memory_limit: bytes that no intermediate may exceed.
+        memory_limit: bytes that no tensor on the way to the result may exceed, nor the result itself.
 
     Returns:
         The tensor with the output's letters as axes.
 
     Raises:
-        ExpressionError: string, shapes or options do not fit; the message names operand, letter and sizes.
+        ExpressionError: string, shapes or options do not fit, or no plan keeps to the memory limit; the message names
+            operand, letter and sizes.
     """
     options = (stride, padding, dilation, padding_mode, flip, optimize, objective, memory_limit)
     if torch.compiler.is_compiling():
@@ -218,7 +222,10 @@ def _planned_call(string: str, operands: Sequence[Tensor], options: Mapping[str,
     _check_operands(string, operands)
     shapes = [tuple(int(size) for size in operand.shape) for operand in operands]
     parsed = _parsed(string, shapes, options)
-    return _compiled(parsed, _plan_for(parsed, operands, options))
+    try:
+        return _emitted(parsed, _plan_for(parsed, operands, options), operands, options["memory_limit"])
+    except LoweringError as error:
+        raise ExpressionError(str(error)) from None
 
 
 def _plan_for(parsed: ParsedExpression, operands: Sequence[Tensor], options: Mapping[str, Any]) -> Plan:
@@ -268,7 +275,7 @@ def _symbolic_calls(
         found = []
         for one in (plan, replace(plan, ways={}, channels_last=False)):
             with suppress(LoweringError):
-                found.append(_emitted(parsed, one))
+                found.append(_emitted(parsed, one, operands, options["memory_limit"]))
         _remember(_CACHE_SYMBOLIC, key, tuple(found))
     yield from _CACHE_SYMBOLIC[key]
 
@@ -307,19 +314,11 @@ def _plan(parsed: ParsedExpression, operands: Sequence[Operand], options: Mappin
         raise ExpressionError(str(error)) from None
 
 
-def _compiled(parsed: ParsedExpression, plan: Plan) -> Planned:
-    """The plan as one Python function of torch calls."""
-    try:
-        return _emitted(parsed, plan)
-    except LoweringError as error:
-        raise ExpressionError(str(error)) from None
-
-
-def _emitted(parsed: ParsedExpression, plan: Plan) -> Planned:
-    """The same.
+def _emitted(parsed: ParsedExpression, plan: Plan, operands: Sequence[Tensor], limit: int | None) -> Planned:
+    """The plan as one Python function of torch calls.
 
     Raises:
-        LoweringError: a step has no exact form in torch ops.
+        LoweringError: a step has no exact form in torch ops, or would make more bytes than the limit.
     """
     graph = Graph()
     leaves = [graph.placeholder(f"x{n}") for n in range(plan.network.n)]
@@ -327,7 +326,12 @@ def _emitted(parsed: ParsedExpression, plan: Plan) -> Planned:
     for n, dims in parsed.flipped:
         inputs[n] = graph.call_function(torch.flip, (leaves[n], list(dims)))
     graph.output(emit(plan, graph, inputs))
-    return partial(type(GraphModule(torch.nn.Module(), graph)).forward, None)
+    module = GraphModule(torch.nn.Module(), graph)
+    if limit is not None:
+        with _disable_current_modes():
+            ghosts = [torch.empty(tuple(map(hint, t.shape)), dtype=t.dtype, device="meta") for t in operands]
+            check_limit([node for ops in read(module, ghosts).ops.values() for node in ops], limit)
+    return partial(type(module).forward, None)
 
 
 def _needs_grad(operand: Tensor) -> bool:

@@ -241,6 +241,23 @@ def test_memory_limit_is_kept_or_refused():
         ce_fx.contract_path(CP, *CP_SHAPES, shapes=True, memory_limit=4)
 
 
+@pytest.mark.parametrize("padding", [2, (1, 2)])
+def test_a_padded_copy_is_bound_by_the_memory_limit(padding):
+    """What both sides have in common is padded within the convolution; for the rest there is a copy."""
+    x, w = torch.randn(2, 5, 12, dtype=torch.float64), torch.randn(5, 5, 4, dtype=torch.float64)
+    limit = 8 * 2 * 5 * 13  # the result, of padding 2
+    options = {"padding": padding, "optimize": "written"}
+    expected = oracle.conv_einsum("bsl,tsl->btl|l", x, w, padding=padding)
+    if padding == 2:
+        found = ce_fx.conv_einsum("bsl,tsl->btl|l", x, w, memory_limit=limit, **options)
+    else:
+        copied = limit  # 12 positions and one more; the result has 12
+        with pytest.raises(ce_fx.ExpressionError, match=f"would take {copied} bytes, more than the memory limit of"):
+            ce_fx.conv_einsum("bsl,tsl->btl|l", x, w, memory_limit=copied - 1, **options)
+        found = ce_fx.conv_einsum("bsl,tsl->btl|l", x, w, memory_limit=copied, **options)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [

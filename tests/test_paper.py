@@ -198,6 +198,8 @@ def test_left_to_right_is_not_run_where_two_examples_take_too_much():
     assert [count for count, _ in one.peaks[LEFT]] == [4, 8]
     line = next(line for line in table([one], 10**9).splitlines() if line.strip().startswith(LEFT))
     assert line.split()[3] == f"{one.peaks[LEFT][-1][1] / 2**20:.1f}"
+    alone = measure(workloads()[0], "rcp", 0.1, "train", replace(settings, ways="left to right$"))
+    assert not alone.rounds and alone.peaks == {LEFT: one.peaks[LEFT]}
 
 
 @pytest.mark.parametrize(("patience", "seconds"), [(4.0, 4 * 2.0), (2.0, 4 * 3.0), (20.0, 4 * 3.0)])

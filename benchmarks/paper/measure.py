@@ -86,14 +86,14 @@ class Bench:
         inputs = self.inputs(batch)
         ways = self.ready(names, batch, inputs)
         steps = {name: one.step for name, one in ways.items()}
-        timing = compare(steps, self.settings.rounds, warm=True, far=FAR, near=REBUILT)
+        rounds = compare(steps, self.settings.rounds, warm=True, far=FAR, near=REBUILT).rounds if steps else {}
         self.decided |= {name: decisions(one.run) for name, one in ways.items() if name in OURS}
         self.notes |= {name: counted(found) for name, found in self.decided.items()}
         for other in self.counts(batch)[1:]:
             inputs = self.inputs(other)
             ways = self.ready(names, other, inputs)
         errors = errors_of(ways, inputs, self.mode)
-        seconds = in_part | {name: list(each) for name, each in timing.rounds.items()}
+        seconds = in_part | {name: list(each) for name, each in rounds.items()}
         return {name: each for name, each in seconds.items() if each}, errors
 
     def points(self, batch: int) -> dict[str, tuple[tuple[int, int], ...]]:

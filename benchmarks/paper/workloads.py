@@ -76,13 +76,14 @@ def over_time(model: nn.Module, form: str, rate: float) -> tuple[nn.Module, int]
     "cp, inputs first" the factors are in the order of Lebedev et al. (arXiv 1412.6553), `bsh,rs,rh,rt->bth|h`: from
     left to right there is hardly a better one.
     """
-    dense = model.over_time
-    ce_fx.nn.tensorize(model, "cp", rate, include="over_time", from_weights=False)
-    made = model.over_time
+    dense, of_form = model.over_time, ce_fx.nn.ConvEinsum.of_form
+    options = {"padding": dense.padding, "bias": False}
+    made = of_form("cp", dense.in_channels, dense.out_channels, dense.kernel_size, rate=rate, **options)
+    model.over_time = made
     if form == "cp, inputs first":
         outs, ins, taps = made.factors
         shapes = (ins.shape, taps.shape, outs.shape)
-        model.over_time = ce_fx.nn.ConvEinsum("bsh,rs,rh,rt->bth|h", *shapes, padding=dense.padding, bias=False)
+        model.over_time = ce_fx.nn.ConvEinsum("bsh,rs,rh,rt->bth|h", *shapes, **options)
     elif form != "cp":
         raise ValueError(f"the Conformer block is measured as cp or as cp, inputs first, not as {form}")
     return model, 1

@@ -103,7 +103,10 @@ def _fill_leaf(leaf: Tensor, problem: Problem, term: Letters, kept: Sequence[str
     """Overwrite as much of a leaf as there are singular vectors."""
     rows = [problem.letters.index(letter) for letter in kept]
     unfolded = problem.target.movedim(rows, list(range(len(rows)))).flatten(0, len(rows) - 1).flatten(1)
-    basis = torch.linalg.eigh(unfolded @ unfolded.mH)[1].flip(1)  # columns, the largest first
+    tall = unfolded.shape[0] > unfolded.shape[1]
+    frame, small = torch.linalg.qr(unfolded) if tall else (None, unfolded)
+    basis = torch.linalg.eigh(small @ small.mH)[1].flip(1)  # columns, the largest first
+    basis = basis if frame is None else frame @ basis
     place = leaf.movedim([term.index(letter) for letter in kept], list(range(len(kept))))
     count = min(basis.shape[1], place.shape[-1])
     place[..., :count] = basis[:, :count].reshape(*place.shape[:-1], count)

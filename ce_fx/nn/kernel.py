@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ce_fx.conv_einsum import conv_einsum
+from ce_fx.nn.errors import LayerError
 from ce_fx.nn.layout import Layout
 
 
@@ -46,6 +47,9 @@ def kernel_of(layout: Layout) -> Kernel:
 
     Returns:
         A callable of the factors.
+
+    Raises:
+        LayerError: there are more letters than `torch.einsum` has.
     """
     groups = layout.grouped if layout.conv else ()  # a linear layer has no groups: its kernel is block diagonal
     outputs = layout.outputs[len(groups) :]
@@ -54,7 +58,12 @@ def kernel_of(layout: Layout) -> Kernel:
     copy = {letter: f"{letter}'" for letter in shared}
     terms = [*layout.terms, *((letter, copy[letter]) for letter in shared)]
     output = (*groups, *(copy.get(letter, letter) for letter in outputs), *inputs, *layout.conv)
-    names = dict(zip(dict.fromkeys((*(x for term in terms for x in term), *output)), ascii_letters, strict=False))
+    letters = list(dict.fromkeys((*(x for term in terms for x in term), *output)))
+    if len(letters) > len(ascii_letters):
+        raise LayerError(
+            f"the kernel has {len(letters)} letters and torch.einsum {len(ascii_letters)}; use fewer channel factors"
+        )
+    names = dict(zip(letters, ascii_letters, strict=False))
 
     def text(letters: Sequence[str]) -> str:
         return "".join(names[letter] for letter in letters)

@@ -86,9 +86,9 @@ def ranks_for_rate(terms: Terms, ranks: Sequence[str], sizes: Mapping[str, int],
     """Ranks whose number of weights comes close to `rate * dense` from below.
 
     With one rank it comes closest. With several, ranks of any shape might come closer, and are of no use: they are to
-    be as equal as their caps allow. Around the largest common rank that fits, no ranks that are one more, one less or
-    the same come closer, and no single one can be raised. Of more than `_MOST` such ranks not all are tried: single
-    ones are raised by one, the smallest first.
+    be as equal as their caps allow. Around the largest common rank that fits, no ranks that are the same or one more
+    come closer, and no single one can be raised. Where there are more than `_MOST` such ranks they are not tried:
+    single ones are raised by one, the smallest first.
 
     Args:
         terms: letters of each factor.

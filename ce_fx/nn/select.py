@@ -13,7 +13,6 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ce_fx.nn.errors import LayerError
-from ce_fx.nn.layer import ConvEinsum
 
 One: TypeAlias = Union[str, type[torch.nn.Module], Callable[[str, torch.nn.Module], bool]]  # noqa: UP007
 Selection: TypeAlias = Union[One, Sequence[One], None]  # noqa: UP007
@@ -45,17 +44,16 @@ def find_layers(model: torch.nn.Module, kinds: tuple[type[torch.nn.Module], ...]
 
 def layers_of(model: torch.nn.Module) -> list[Found]:
     """The layers that `tensorize` looks at: all convolutions and linear layers."""
-    return [found for found in find_layers(model, (torch.nn.Linear, _ConvNd)) if type(found.module) is not ConvEinsum]
+    return find_layers(model, (torch.nn.Linear, _ConvNd))
 
 
 def select(model: torch.nn.Module, include: Selection, exclude: Selection) -> Callable[[Found], str]:
     """A function that says why a layer is not selected, or nothing if it is.
 
     Raises:
-        LayerError: a name pattern matches no module, or an entry is none of what it may be.
+        LayerError: a name pattern matches no layer, or an entry is none of what it may be.
     """
-    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    wanted, unwanted = _entries("include", include, names), _entries("exclude", exclude, names)
+    wanted, unwanted = _entries("include", include, model), _entries("exclude", exclude, model)
 
     def why_not(found: Found) -> str:
         if include is not None and not _matches(wanted, found):
@@ -65,17 +63,29 @@ def select(model: torch.nn.Module, include: Selection, exclude: Selection) -> Ca
     return why_not
 
 
-def _entries(argument: str, given: Selection, names: Sequence[str]) -> list[One]:
+def _entries(argument: str, given: Selection, model: torch.nn.Module) -> list[One]:
     entries: list[Any] = list(given) if isinstance(given, (list, tuple, set)) else [] if given is None else [given]
     for entry in entries:
-        if isinstance(entry, str) and not any(fnmatchcase(name, entry) for name in names):
-            near = get_close_matches(entry, names, 3) or list(names[1:4])
-            raise LayerError(
-                f"{argument}: no module is named like {entry!r}; there are {', '.join(map(repr, near))}, .."
-            )
+        if isinstance(entry, str):
+            _check_pattern(argument, entry, model)
         if not isinstance(entry, (str, type)) and not callable(entry):
             raise LayerError(f"{argument}: {entry!r} is no name pattern, module class or function of (name, module)")
     return entries
+
+
+def _check_pattern(argument: str, pattern: str, model: torch.nn.Module) -> None:
+    layers = [name for found in layers_of(model) for name in found.names]
+    if any(fnmatchcase(name, pattern) for name in layers):
+        return
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    within = next((name for name in names if fnmatchcase(name, pattern)), None)
+    if within is None:
+        near = get_close_matches(pattern, names, 3) or names[1:4]
+        raise LayerError(f"{argument}: no module is named like {pattern!r}; there are {', '.join(map(repr, near))}, ..")
+    inner = any(name.startswith(f"{within}.") for name in layers)
+    some = ", ".join(map(repr, layers[:3]))
+    cure = f"{pattern + '.*'!r} names the layers within" if inner else f"there are {some}, .."
+    raise LayerError(f"{argument}: {pattern!r} is the name of no convolution or linear layer; {cure}")
 
 
 def _matches(entries: Iterable[Any], found: Found) -> bool:
@@ -95,14 +105,13 @@ def obstacle(module: Any, owners: dict[torch.nn.Parameter, list[str]], from_weig
         owners: the names of the modules that hold each parameter.
         from_weights: its weights are to be decomposed.
     """
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if isinstance(module, LazyModuleMixin):
         return "its sizes are not known before its first call"
     if isinstance(module, _ConvTransposeNd):
         return "transposed convolutions have no form here"
     if type(module) not in REPLACEABLE or "forward" in vars(module):
         return f"{type(module).__name__} may compute something else than the plain layer"
-    if any(getattr(module, name) for name in hooks):
+    if has_hooks(module):
         return "it has hooks, which would be lost"
     if set(dict(module.named_parameters())) - {"weight", "bias"} or not isinstance(module.weight, torch.nn.Parameter):
         return "its weight is computed from other parameters"
@@ -114,6 +123,12 @@ def obstacle(module: Any, owners: dict[torch.nn.Parameter, list[str]], from_weig
         if len(owners[parameter]) > 1:
             return f"a parameter is shared: {' and '.join(owners[parameter])}"
     return ""
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether hooks run before or after a module's forward or backward."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
 
 
 def parameter_owners(model: torch.nn.Module) -> dict[torch.nn.Parameter, list[str]]:

@@ -143,19 +143,25 @@ def _factors(name: str, given: Sequence[int] | None, channels: int, count: int) 
 def _given_ranks(
     form: str, terms: list[list[str]], ranks: list[str], sizes: dict[str, int], rank: Rank | None
 ) -> list[int]:
+    check_rank(rank)
     if isinstance(rank, int):
-        _check_ranks(form, ranks, [rank])
         return list(equal_ranks(rank, ranks, rank_caps(terms, ranks, sizes)).values())
     chosen = list(rank or ())
     if len(chosen) != len(ranks):
         raise LayerError(f"form {form!r} has {len(ranks)} ranks here, {', '.join(ranks)}, and rank gives {len(chosen)}")
-    _check_ranks(form, ranks, chosen)
     return chosen
 
 
-def _check_ranks(form: str, ranks: Sequence[str], chosen: Sequence[int]) -> None:
-    if any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in chosen):
-        raise LayerError(f"ranks {', '.join(ranks)} of form {form!r} must be ints of at least 1, not {tuple(chosen)}")
+def check_rank(rank: object) -> None:
+    """Refuse what is no rank in any form.
+
+    Raises:
+        LayerError: it is neither an int of at least 1 nor several of these.
+    """
+    several = isinstance(rank, Sequence) and not isinstance(rank, str)
+    chosen: Sequence[object] = rank if several else [rank]  # type: ignore[assignment]
+    if not chosen or any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in chosen):
+        raise LayerError(f"rank must be an int of at least 1, or several of these, not {rank!r}")
 
 
 def _interleaved(
@@ -170,8 +176,9 @@ def _interleaved(
     divisors = [n for n in range(1, gcd(into, out) + 1) if gcd(into, out) % n == 0]
     counts = {n: count_weights(terms, sized(n)) for n in divisors}
     if rate is None:
-        chosen = rank if isinstance(rank, int) else next(iter(rank or ()), 0)
-        if chosen not in divisors:
+        check_rank(rank)
+        chosen, *others = [rank] if isinstance(rank, int) else list(rank or ())
+        if others or chosen not in divisors:
             raise LayerError(f"the rank of form 'interleaved' is its number of groups, one of {divisors}, not {rank!r}")
     else:
         budget = budget_of(rate, size.weights)

@@ -51,7 +51,7 @@ def tensorly_start(form: str, problem: Problem, sweeps: int, seed: int) -> list[
 
     Returns:
         The factors, or None: tensorly is not installed, has no such decomposition or not of these ranks, or the target
-        is complex or grouped.
+        is complex or has a letter of groups.
     """
     if form not in _METHODS or problem.target.is_complex():
         return None

@@ -15,8 +15,8 @@ from ce_fx.nn.forms import find_form
 from ce_fx.nn.layer import ConvEinsum
 from ce_fx.nn.ranks import budget_of
 from ce_fx.nn.report import Tensorized, TensorizeReport
-from ce_fx.nn.select import Found, Selection, find_layers, layers_of, obstacle, parameter_owners, select
-from ce_fx.nn.spec import Rank
+from ce_fx.nn.select import Found, Selection, find_layers, has_hooks, layers_of, obstacle, parameter_owners, select
+from ce_fx.nn.spec import Rank, check_rank
 
 
 def tensorize(
@@ -63,8 +63,8 @@ def tensorize(
         The model.
 
     Raises:
-        LayerError: there is no such form, a pattern of `include` or `exclude` matches nothing, or both a rate and a
-            rank were given.
+        LayerError: there is no such form, rate or rank, a pattern of `include` or `exclude` matches no layer, or both a
+            rate and a rank were given. The model is as it was then, as after any other error.
     """
     find_form(form, 2, num_factors)
     if rate is None and rank is None:
@@ -73,8 +73,11 @@ def tensorize(
         raise LayerError(f"give either rate or rank: rate is {rate!r} and rank {rank!r}")
     if rate is not None:
         budget_of(rate, 1)  # raises now what every layer would
+    if rank is not None:
+        check_rank(rank)
     why_not, owners = select(model, include, exclude), parameter_owners(model)
     options: dict[str, Any] = {"rate": rate, "rank": rank, "num_factors": num_factors}
+    made: list[tuple[Found, ConvEinsum]] = []
     rows: list[Tensorized] = []
     hidden = not (sys.stderr.isatty() if progress is None else progress)
     for found in tqdm(layers_of(model), desc="tensorize", unit="layer", disable=hidden, leave=False):
@@ -87,8 +90,10 @@ def tensorize(
             except LayerError as refusal:
                 layer, reason = None, str(refusal)
         if layer is not None:
-            model = _put(model, found.names, layer)
+            made.append((found, layer))
         rows.append(_row(found, layer, reason, error))
+    for found, new in made:
+        model = _put(model, found.names, new)
     model.tensorize_report = TensorizeReport(form, tuple(rows))  # type: ignore[assignment]
     return model
 
@@ -101,12 +106,20 @@ def densify(model: torch.nn.Module) -> torch.nn.Module:
 
     Returns:
         The model, or the dense layer in the place of a `ConvEinsum`. Biases stay the same parameters.
+
+    Raises:
+        LayerError: a layer has hooks, which would be lost. The model is as it was then.
     """
-    for found in find_layers(model, (ConvEinsum,)):
+    layers = find_layers(model, (ConvEinsum,))
+    for found in layers:
+        if has_hooks(found.module):
+            raise LayerError(f"{found.names[0] or 'the model'} has hooks, which would be lost; remove them first")
+    for found in layers:
         dense = found.module.to_dense()
         dense.bias = found.module.bias
         model = _put(model, found.names, dense)
-    vars(model).pop("tensorize_report", None)
+    for module in model.modules():
+        vars(module).pop("tensorize_report", None)
     return model
 
 

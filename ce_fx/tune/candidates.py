@@ -32,7 +32,7 @@ from ce_fx.plan.sums import Prices, build, networks, programs, with_steps
 from ce_fx.plan.tree import Tree, splits_of, step_of
 from ce_fx.sizes import hint
 from ce_fx.tune.any_size import read_for_any_size
-from ce_fx.tune.cost import Cost, cost_of, every_time
+from ce_fx.tune.cost import Cost, check_limit, cost_of, every_time
 from ce_fx.tune.problem import Problem
 
 COUNT = 12
@@ -99,7 +99,7 @@ def candidates(problem: Problem) -> list[Candidate]:
         PlanError: no order keeps to the memory limit.
         LoweringError: none has an exact form in torch ops.
     """
-    if not problem.saves:
+    if problem.objective != "memory" or problem.mode not in ("train", "checkpoint"):
         return _affordable(problem, drafts(problem))
     found = _affordable(problem, [*drafts(problem), *drafts(replace(problem, objective="time"))])
     limit = SLOWER * min([problem.cost.seconds, *(one.cost.seconds for one in found)])
@@ -194,7 +194,7 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
 
     Raises:
         LoweringError: a step has no exact form, the result would have another dtype or device, or not hold for all
-            symbolic sizes.
+            symbolic sizes, or a tensor that is made on the way is over the memory limit.
     """
     readings = []
 
@@ -211,6 +211,8 @@ def candidate_of(problem: Problem, program: Program, plans: Sequence[Plan]) -> C
     inputs = one.module.graph.find_nodes(op="placeholder")
     done = {reading.values[node] for node, operand in zip(inputs, problem.operands, strict=False) if operand.constant}
     nodes = [node for group in reading.ops.values() for node in group if not is_cast(node)]
+    if problem.memory_limit is not None:
+        check_limit(nodes, problem.memory_limit)
     rest = every_time(nodes, done)
     once = () if problem.fold else tuple(node for node in nodes if node not in set(rest))
     nodes = rest if problem.fold else nodes

@@ -164,7 +164,8 @@ def _by_clock(
         fastest = next(_holding(problem, finalists, first.seconds[1:]))[1]  # those that were found all hold
         best = with_better_ways(problem, fastest, leaves)
         pair = [as_written, run_of(forward_of(problem, best.module, leaves), leaves)]
-        compiled = compiled_runs([problem.written, best.module], leaves, inner) if asked and inner else None
+        through = inner if asked and not problem.checkpoint else None  # recomputation is timed by eager kernels only
+        compiled = compiled_runs([problem.written, best.module], leaves, through) if through else None
         last = _quiet(lambda: race(compiled or pair, device, _BUDGET))
     if last is None:
         return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)

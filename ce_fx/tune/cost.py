@@ -12,6 +12,7 @@ from torch.fx import Node
 from ce_fx.capture.reading import Reading
 from ce_fx.lower.gradients import gradients_of
 from ce_fx.lower.price import counted, ops_of_nodes
+from ce_fx.lower.value import LoweringError
 from ce_fx.plan.ops import Op
 from ce_fx.plan.time_model import TimeModel
 from ce_fx.sizes import hint
@@ -109,9 +110,34 @@ def work_of(node: Node) -> tuple[Op, ...]:
 
 
 def _is_view(node: Node) -> bool:
-    value = node.meta["val"]
-    sources = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-    return any(Reading.storage(value) == Reading.storage(source) for source in sources)
+    sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    return any(_memory(node) == _memory(source) for source in sources)
+
+
+def _memory(node: Node) -> object:
+    return node.meta["memory"] if "memory" in node.meta else Reading.storage(node.meta["val"])
+
+
+def check_limit(nodes: Sequence[Node], limit: int) -> None:
+    """Bound each tensor that some ATen nodes make; a view makes none.
+
+    A plan bounds its products. A padded copy of features is none, and one of weights is in full precision under
+    autocast, which is twice what the plan takes it for.
+
+    Args:
+        nodes: what runs.
+        limit: bytes.
+
+    Raises:
+        LoweringError: one is larger.
+    """
+    made = [node for node in nodes if elements_of(node) and not _is_view(node)]
+    largest = max((elements_of(node) * node.meta["val"].element_size() for node in made), default=0)
+    if largest > limit:
+        raise LoweringError(
+            f"a tensor on the way would take {largest} bytes, more than the memory limit of {limit}: "
+            f"raise the memory limit to {largest}, or lift it"
+        )
 
 
 def elements_of(node: Node) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ def compiled_runs(
     try:
         for module in modules:
             with _apart():
-                forward = _single(inner.compiled(copy_of(module), leaves))
+                forward = _single(inner.compiled(_with_a_tuple(module), leaves))
             with _apart():
                 run = run_of(forward, leaves)
             with _apart():
@@ -110,12 +110,21 @@ def compiled_runs(
     return runs
 
 
+def _with_a_tuple(module: GraphModule) -> GraphModule:
+    """A copy whose one result is in a tuple, as backends are handed graphs; AOTAutograd's refuse others."""
+    module = copy_of(module)
+    output = module.graph.output_node()
+    output.args = (output.args,)
+    module.recompile()
+    return module
+
+
 def _single(forward: Callable[..., Any]) -> Callable[..., Tensor]:
-    """A compiled graph's one result; some backends return it in a tuple."""
+    """A compiled graph's one result."""
 
     def call(*leaves: Tensor) -> Tensor:
-        result = forward(*leaves)
-        return result if isinstance(result, Tensor) else result[0]
+        (result,) = forward(*leaves)
+        return cast(Tensor, result)
 
     return call
 

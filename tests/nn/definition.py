@@ -45,6 +45,10 @@ def dense_layer(layer, x, kernel, bias):
         return F.linear(x, kernel, bias)
     padding, mode = layer.padding, layer.padding_mode
     if mode != "zeros":
-        ends = [p for size in reversed(padding) for p in (size, size)]
-        x, padding = F.pad(x, ends, mode=mode), 0
+        ends = [p for size in reversed(padding) for p in (size, size)] if not isinstance(padding, str) else []
+        for size, dilation in reversed(list(zip(layer.kernel_size, layer.dilation, strict=True))):
+            if padding == "same":
+                whole = dilation * (size - 1)
+                ends += [whole // 2, whole - whole // 2]
+        x, padding = F.pad(x, ends, mode=mode) if ends else x, 0
     return CONVOLUTIONS[dims](x, kernel, bias, layer.stride, padding, layer.dilation, layer.groups)

@@ -111,6 +111,18 @@ def test_every_sweep_improves_and_large_systems_are_approached(monkeypatch):
     assert problem.error(fit(problem, start, 1)) < errors[0]
 
 
+@pytest.mark.parametrize("sizes", [(40, 6), (6, 40)])
+def test_a_leaf_starts_with_the_singular_vectors_of_its_side(sizes):
+    """Of a tall side they are found without a matrix of all pairs of its rows."""
+    torch.manual_seed(0)
+    layer = ConvEinsum.of_form("ht", sizes[1], sizes[0], rank=4, bias=False, dtype=torch.float64)
+    problem = problem_of(layer, torch.randn(sizes, dtype=torch.float64))
+    outputs, inputs, _ = random_start(problem, 0)  # at, cs, ac
+    u, _, v = torch.linalg.svd(problem.target)
+    torch.testing.assert_close((outputs @ u[:, :4]).abs(), torch.eye(4, dtype=torch.float64))
+    torch.testing.assert_close((inputs @ v.mT[:, :4]).abs(), torch.eye(4, dtype=torch.float64))
+
+
 def test_balanced_factors_have_one_norm_and_the_same_product():
     factors = [torch.randn(3, 4), torch.randn(4, 5) * 100]
     even = balanced(factors)

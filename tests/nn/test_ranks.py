@@ -178,6 +178,9 @@ def test_interleaved_groups_are_a_common_divisor():
     assert ConvEinsum.of_form("interleaved", 24, 36, (3, 3), rate=caught.value.nearest).num_weights == 7812
     with pytest.raises(LayerError, match=r"its number of groups, one of \[1, 2, 3, 4, 6, 12\], not 5"):
         ConvEinsum.of_form("interleaved", 24, 36, (3, 3), rank=5)
+    with pytest.raises(LayerError, match=r"one of \[1, 2, 3, 4, 6, 12\], not \(2, 3\)"):
+        ConvEinsum.of_form("interleaved", 24, 36, (3, 3), rank=(2, 3))
+    assert ConvEinsum.of_form("interleaved", 24, 36, (3, 3), rank=(2,)).ranks == (2,)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +190,9 @@ def test_interleaved_groups_are_a_common_divisor():
         ({"rate": 0.1, "rank": 3}, "give either rate or rank"),
         ({"rate": 0}, "rate must be a positive number"),
         ({"rate": float("nan")}, "rate must be a positive number"),
-        ({"rank": 0}, r"ranks r1, r2, r3 of form 'rtt' must be ints of at least 1, not \(0,\)"),
+        ({"rank": 0}, "rank must be an int of at least 1, or several of these, not 0"),
         ({"rank": (2, 3)}, "form 'rtt' has 3 ranks here, r1, r2, r3, and rank gives 2"),
-        ({"rank": (2, 3, 0)}, "must be ints of at least 1"),
+        ({"rank": (2, 3, 0)}, r"rank must be an int of at least 1, or several of these, not \(2, 3, 0\)"),
         ({"rank": 2, "in_factors": (4, 4)}, r"in_factors \(4, 4\) must be positive and have the product 24"),
         ({"rank": 2, "in_factors": (4, 6), "out_factors": (6, 6, 1)}, "must be of one length"),
         ({"rank": 2, "groups": 5}, "in_channels is 24; it must be at least 1 and a multiple of groups, 5"),

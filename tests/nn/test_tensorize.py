@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+import sys
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_full_rank_is_the_same_model():
     expected = model(x)
     tensorize(model, "tt", rank=1000, sweeps=20)
     assert len(model.tensorize_report.replaced) == 6
-    assert all(layer.error < 1e-9 for layer in model.tensorize_report.replaced), print(model.tensorize_report)
+    assert all(layer.error < 1e-9 for layer in model.tensorize_report.replaced), str(model.tensorize_report)
     torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=1e-8)
 
 
@@ -109,6 +110,36 @@ def test_densify_goes_back():
     assert {name: tuple(p.shape) for name, p in model.state_dict().items()} == keys
     assert not any(isinstance(m, ConvEinsum) for m in model.modules()) and not hasattr(model, "tensorize_report")
     torch.testing.assert_close(model(x), factorised, rtol=1e-9, atol=1e-9)
+
+
+def test_densify_keeps_hooks_from_being_lost():
+    model = tensorize(Net(), "cp", rank=1, include=["grouped", "head.a"], sweeps=1)
+    tensorize(model.blocks, "cp", rank=1, sweeps=1)
+    handle = model.head["a"].register_forward_hook(lambda *_: None)
+    before = dict(model.named_modules())
+    with pytest.raises(LayerError, match="head.a has hooks, which would be lost; remove them first"):
+        densify(model)
+    assert dict(model.named_modules()) == before and hasattr(model.blocks, "tensorize_report")
+    handle.remove()
+    densify(model)
+    assert not any(isinstance(m, ConvEinsum) or hasattr(m, "tensorize_report") for m in model.modules())
+
+
+def test_an_error_on_the_way_leaves_the_model_as_it_was(monkeypatch):
+    module = sys.modules[tensorize.__module__]
+    decompose = module.decompose_
+
+    def fails(layer, weight, **options):
+        if tuple(weight.shape) == (10, 32):
+            raise torch.linalg.LinAlgError("did not converge")
+        return decompose(layer, weight, **options)
+
+    monkeypatch.setattr(module, "decompose_", fails)
+    model = Net()
+    before = dict(model.named_modules())
+    with pytest.raises(torch.linalg.LinAlgError):
+        tensorize(model, "cp", rank=1, sweeps=1)
+    assert dict(model.named_modules()) == before and not hasattr(model, "tensorize_report")
 
 
 def test_shared_modules_stay_shared():
@@ -241,6 +272,12 @@ def test_the_report():
         ({"rate": 0.1, "rank": 2}, "give either rate or rank"),
         ({"include": "stemm"}, "include: no module is named like 'stemm'; there are 'stem'"),
         ({"exclude": "layer*"}, "exclude: no module is named like"),
+        ({"include": "blocks"}, r"'blocks' is the name of no .*; 'blocks.\*' names the layers within"),
+        ({"exclude": ["stem", "head"]}, "exclude: 'head' is the name of no"),
+        ({"exclude": "blocks.0.norm"}, "'blocks.0.norm' is the name of no convolution .*; there are 'stem'"),
+        ({"rank": 0}, "rank must be an int of at least 1, or several of these, not 0"),
+        ({"rank": 2.5}, "rank must be an int of at least 1, or several of these, not 2.5"),
+        ({"rank": (2, True)}, "rank must be an int of at least 1, or several of these, not "),
         ({"include": [3]}, "include: 3 is no name pattern, module class or function"),
         ({"num_factors": 0}, "needs num_factors >= 1"),
     ],

@@ -224,11 +224,11 @@ def test_a_second_derivative():
 
 
 class Sizes(TorchDispatchMode):
-    """Bytes of every new tensor, by its shape."""
+    """Bytes of the largest new tensor."""
 
     def __init__(self):
         super().__init__()
-        self.largest, self.shapes = 0, []
+        self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -281,6 +281,18 @@ def test_memory_in_training_is_what_is_saved_at_no_more_than_a_tenth_over_the_be
     assert kept <= by_time
     seconds = {run: ce_fx.report(run).time_after for run in (fast, timed)}
     assert seconds[fast] <= 1.1 * min(seconds[timed], ce_fx.report(timed).time_before) * 1.0001
+
+
+def test_memory_with_recomputation_costs_no_more_than_a_tenth_of_the_time_either():
+    """Merged there is no wide intermediate, and far more to do."""
+    model = nn.Sequential(nn.Linear(64, 8192, bias=False), nn.Linear(8192, 64, bias=False))
+    options = {"objective": "memory", "tune": False}
+    x = torch.randn(16, 64, requires_grad=True)
+    with torch.no_grad():
+        assert ce_fx.report(ce_fx.optimize(model, (x,), **options)).count("rewritten")
+    fast = ce_fx.optimize(model, (x,), checkpoint=True, **options)
+    assert ce_fx.report(fast).count("rewritten") == 0
+    same(gradients(fast, model, x)[0], gradients(model, model, x)[0], 1e-5)
 
 
 def test_a_compiler_that_fails_on_bodies_gets_the_graph_as_written():
@@ -412,6 +424,53 @@ def test_a_limit_holds_for_a_convolution_by_time(checkpointed):
     with Sizes() as sizes:
         torch.autograd.grad(new(x), [x, *new.parameters()], torch.ones_like(x))
     assert sizes.largest == limit
+
+
+class Padded(nn.Module):
+    """A convolution through four times as many channels, padded by one more on the right: that is a copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Conv1d(4, 16, 1, bias=False), nn.Conv1d(16, 4, 4, padding="same", bias=False)
+
+    def forward(self, x):
+        return self.c(self.a(x))
+
+
+@pytest.mark.parametrize(("bytes_", "rewritten"), [(8 * 8 * 4 * 64, 0), (8 * 8 * 4 * 65, 1)])
+def test_a_limit_holds_for_a_padded_copy(bytes_, rewritten):
+    torch.manual_seed(0)
+    model = Padded().double()
+    x = torch.randn(8, 4, 64, dtype=torch.float64, requires_grad=True)
+    fast = ce_fx.optimize(model, (x,), memory_limit=bytes_, **OPTIONS)
+    same(gradients(fast, model, x)[0], gradients(model, model, x)[0])
+    report = ce_fx.report(fast)
+    assert report.count("rewritten") == rewritten
+    assert rewritten or "more than the memory limit of" in str(report)
+    new = ce_fx.rewrite(torch.fx.symbolic_trace(model), (x,), memory_limit=bytes_, **OPTIONS)
+    with Sizes() as sizes:
+        new(x)
+    assert (sizes.largest <= bytes_) == bool(rewritten)
+
+
+@pytest.mark.parametrize(("elements", "rewritten"), [(2, 0), (4, 1)])
+def test_a_limit_holds_for_a_product_of_weights_under_autocast(elements, rewritten):
+    """It is in full precision, and what is planned is in autocast's."""
+
+    class Low(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(32, 256, bias=False), nn.Linear(256, 32, bias=False)
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    torch.manual_seed(0)
+    model, x = Low(), torch.randn(32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = ce_fx.optimize(model, (x,), memory_limit=elements * 32 * 32, **OPTIONS)
+        torch.testing.assert_close(fast(x), model(x), rtol=0.05, atol=0.05)
+    assert ce_fx.report(fast).count("rewritten") == rewritten
 
 
 @pytest.mark.parametrize("options", [{"objective": "memory"}, {"objective": "flops", "checkpoint": True}])

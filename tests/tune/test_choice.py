@@ -223,6 +223,14 @@ def test_eager_kernels_judge_where_compiling_takes_too_long(clock):
     assert report_of(layer(), tune="auto", inner="aot_eager").reason == "2.00x faster, measured by eager kernels"
 
 
+@pytest.mark.parametrize(("checkpoint", "by"), [(True, "by eager kernels"), (False, "through aot_eager")])
+def test_eager_kernels_judge_where_the_backward_recomputes(clock, checkpoint, by):
+    """What is compiled of a region to be timed keeps its intermediates."""
+    clock(2e-3, 1e-3)
+    row = report_of(layer(), grad=True, inner="aot_eager", checkpoint=checkpoint)
+    assert row.reason.startswith(f"2.00x faster, measured {by}")
+
+
 @pytest.mark.parametrize(("inner", "decision"), [("eager", "rewritten"), ("aot_eager", "kept")])
 def test_a_small_gain_by_other_kernels_than_those_that_will_run_is_none(clock, inner, decision):
     clock(1.05e-3, 1e-3)
