@@ -174,7 +174,7 @@ def test_autocast(kind, inner):
         expected, before = gradients(plain, model, x)
         found, kept = gradients(fast, model, x)
     same(found, expected, 0.05)
-    assert kept < before
+    assert kept == 0 < before  # nor what autocast casts
 
 
 def test_symbolic_sizes():
