@@ -16,6 +16,7 @@ candidates = import_module("ce_fx.tune.candidates")
 class Saving:
     cost: Cost
     objective: str = "memory"
+    mode: str = "train"
     saves: bool = True
     model: object = None
 
