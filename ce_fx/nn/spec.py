@@ -158,8 +158,7 @@ def check_rank(rank: object) -> None:
     Raises:
         LayerError: it is neither an int of at least 1 nor several of these.
     """
-    several = isinstance(rank, Sequence) and not isinstance(rank, str)
-    chosen: Sequence[object] = rank if several else [rank]  # type: ignore[assignment]
+    chosen: list[object] = list(rank) if isinstance(rank, Sequence) and not isinstance(rank, str) else [rank]
     if not chosen or any(isinstance(value, bool) or not isinstance(value, int) or value < 1 for value in chosen):
         raise LayerError(f"rank must be an int of at least 1, or several of these, not {rank!r}")
 
