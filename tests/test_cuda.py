@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import ce_fx
+from benchmarks.paper import __main__ as paper
+from benchmarks.paper.peak import peak_bytes
 from tests.branches import program
 from tests.branches.compare import compare
 from tests.branches.program import DEVICE
@@ -19,6 +21,7 @@ from tests.fold.models import MODELS as FOLDED
 from tests.models import factorized_conv
 from tests.test_autocast import MODELS, Factorised2d, error
 from tests.test_rounding import Pointwise, convolutions
+from tests.train import kept
 
 pytestmark = pytest.mark.gpu
 
@@ -231,3 +234,60 @@ def test_a_kernel_in_half_precision_is_decomposed_on_the_device(dtype):
     assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("cuda", dtype)}
     found = (layer.to_dense().weight - weight).double().norm() / weight.double().norm()
     assert abs(float(found) - error) < 0.02 and error < 0.9
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", kept.CASES)
+def test_a_region_keeps_its_inputs_only(name, inner):
+    model, x = kept.made(name)
+    expected, before = kept.gradients(model, model, x)
+    there, y = copy.deepcopy(model).to(CUDA), x.detach().to(CUDA).requires_grad_()
+    fast = ce_fx.optimize(there, (y,), checkpoint=True, inner=inner, **kept.OPTIONS)
+    found, bytes_kept = kept.gradients(fast, there, y)
+    kept.same([each.cpu() for each in found], expected)
+    between = {"between": 4 * 16 * 12 * 12 * 8, "tensorly": before - 1}  # what another region reads
+    assert bytes_kept <= between.get(name, 0)
+
+
+def test_peak_bytes_are_the_allocators():
+    x = torch.zeros(1 << 20, device=CUDA)
+
+    def step():
+        (x + 1).relu().sum()
+
+    step()
+    assert peak_bytes(step, "cuda") == 2 * x.nbytes
+    assert peak_bytes(lambda: x.view(-1), "cuda") == 0
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_layer_more_takes_what_is_kept_of_it(checkpoint):
+    """With recomputation an RTT convolution keeps its input only, by the allocator's counter."""
+    x, peaks = torch.randn(8, 16, 64, 64, device=CUDA), []
+    for depth in (4, 6):
+        layers = [
+            ce_fx.nn.ConvEinsum.of_form("rtt", 16, 16, (3, 3), rank=3, padding=1, bias=False) for _ in range(depth)
+        ]
+        model = nn.Sequential(*(nn.Sequential(layer, nn.ReLU()) for layer in layers)).to(CUDA)
+        fast = ce_fx.optimize(model, (x,), checkpoint=checkpoint, tune=False, objective="flops")
+        assert ce_fx.report(fast).count("rewritten") >= depth - 1
+
+        def step(fast=fast, model=model):
+            torch.autograd.grad(fast(x).sum(), list(model.parameters()))
+
+        step()
+        peaks.append(peak_bytes(step, "cuda"))
+    more = (peaks[1] - peaks[0]) / 2
+    if checkpoint:
+        assert x.nbytes <= more <= 1.05 * x.nbytes  # and gradients of weights
+    else:
+        assert more > 2 * x.nbytes
+
+
+def test_the_papers_benchmark():
+    cells = paper.main(["--quick", "--device", "cuda", "--rounds", "2", "--only", "ResNet-34"])
+    assert [cell.error for cell in cells] == ["", ""]
+    for cell in cells:
+        assert max(cell.errors.values()) < 0.05
+        assert set(cell.peaks) == set(cell.rounds)
+        assert all(bytes_ > 0 for points in cell.peaks.values() for _, bytes_ in points)
