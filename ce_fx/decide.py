@@ -30,6 +30,7 @@ from ce_fx.sizes import symbol
 from ce_fx.tune.candidates import as_written, candidates, drafts
 from ce_fx.tune.choice import Choice, by_prediction, can_be_timed, choose, kept_as_written
 from ce_fx.tune.cost import Cost, cost_of
+from ce_fx.tune.lean import leanest
 from ce_fx.tune.problem import Problem
 from ce_fx.tune.ranges import Alternatives
 from ce_fx.tune.remembered import key_of, recall, remember
@@ -262,7 +263,7 @@ def _chosen(problem: Problem, region: Region, context: Context) -> tuple[Problem
         return problem, choice
     if tune is not False:
         problem = problem_of(region, context, calibrate=True)
-    choice = choose(problem, tune, inner)
+    choice = leanest(problem, tune, inner) if problem.lean and tune is not False else choose(problem, tune, inner)
     remember(problem, key, choice)
     return problem, choice
 

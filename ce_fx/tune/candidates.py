@@ -99,10 +99,23 @@ def candidates(problem: Problem) -> list[Candidate]:
         PlanError: no order keeps to the memory limit.
         LoweringError: none has an exact form in torch ops.
     """
-    if problem.objective != "memory" or problem.mode not in ("train", "checkpoint"):
+    if not problem.lean:
         return _affordable(problem, drafts(problem))
+    return lean_candidates(problem, SLOWER)
+
+
+def lean_candidates(problem: Problem, slower: float) -> list[Candidate]:
+    """What takes little memory in training, or little time, the least memory first.
+
+    Args:
+        problem: whose objective is memory.
+        slower: times the fastest, as written included, that one may take at most by prediction.
+
+    Raises:
+        As `candidates`.
+    """
     found = _affordable(problem, [*drafts(problem), *drafts(replace(problem, objective="time"))])
-    limit = SLOWER * min([problem.cost.seconds, *(one.cost.seconds for one in found)])
+    limit = slower * min([problem.cost.seconds, *(one.cost.seconds for one in found)])
     return [one for one in found if one.cost.seconds <= limit]
 
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 MARGIN = {"time": 0.9, "flops": 1.0, "memory": 1.0}
 """By prediction, a rewrite must cost less than this share of what was written: predicted time must win clearly."""
 
-_ERROR = {True: 1.5, False: 2.0}  # factor that a prediction may be off, calibrated or not
+ERROR = {True: 1.5, False: 2.0}  # factor that a prediction may be off, calibrated or not
 _FINALISTS = {True: 6, False: 8}  # candidates that are timed, calibrated or not
 _FORMS = 3  # of them are timed in usual ways and in the other memory format, too
 _TIE = 1.03  # less than this is no gain
@@ -43,7 +43,7 @@ _HEAVY = 0.05  # share of a plan's predicted time from which other ways of a ste
 _VARIANTS = 9  # changes that are tried at once
 _ROUNDS = 3
 _HOPELESS = 8  # times the predicted time, from which a way is not tried
-_BUDGET = 0.2  # seconds of one race
+BUDGET = 0.2  # seconds of one race
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,11 @@ _NO_GAIN = {
 
 
 def can_be_timed(problem: Problem) -> bool:
-    """Time is what counts, real tensors of the region's kind can be run here, and this is not one rank of several."""
+    """Time counts, real tensors of the region's kind can be run here, and this is not one rank of several."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return problem.objective == "time" and not distributed and untimed(problem.leaves[0].device) is None
+    return (
+        (problem.objective == "time" or problem.lean) and not distributed and untimed(problem.leaves[0].device) is None
+    )
 
 
 def _is_clear(problem: Problem, found: Sequence[Candidate]) -> bool:
@@ -133,7 +135,7 @@ def _is_clear(problem: Problem, found: Sequence[Candidate]) -> bool:
 
     It is never so for images, whose memory formats differ by factors that no prediction knows.
     """
-    error = 1.1 * _ERROR[problem.model.calibrated]
+    error = 1.1 * ERROR[problem.model.calibrated]
     best, *others = [one.cost.seconds for one in found]
     if best > error * problem.cost.seconds:
         return True
@@ -158,7 +160,7 @@ def _by_clock(
         finalists += [form for one in finalists[:_FORMS] for form in _other_forms(problem, one, leaves)]
         as_written = run_of(forward_of(problem, problem.written, leaves), leaves)
         runners = [run_of(forward_of(problem, one.module, leaves), leaves) for one in finalists]
-        first = _quiet(lambda: race([as_written, *runners], device, _BUDGET))
+        first = quiet(lambda: race([as_written, *runners], device, BUDGET))
         if first is None:
             return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
         fastest = next(_holding(problem, finalists, first.seconds[1:]))[1]  # those that were found all hold
@@ -166,7 +168,7 @@ def _by_clock(
         pair = [as_written, run_of(forward_of(problem, best.module, leaves), leaves)]
         through = inner if asked and not problem.checkpoint else None  # recomputation is timed by eager kernels only
         compiled = compiled_runs([problem.written, best.module], leaves, through) if through else None
-        last = _quiet(lambda: race(compiled or pair, device, _BUDGET))
+        last = quiet(lambda: race(compiled or pair, device, BUDGET))
     if last is None:
         return replace(predicted, reason=f"{predicted.reason} (too noisy to measure)", lasting=False)
     written, seconds = last.seconds
@@ -196,7 +198,7 @@ def _other_forms(problem: Problem, one: Lowered, leaves: Sequence[Tensor]) -> li
     return forms
 
 
-def _quiet(attempt: Callable[[], Race]) -> Race | None:
+def quiet(attempt: Callable[[], Race]) -> Race | None:
     """A race on a machine that is quiet enough to tell; tried twice."""
     for _ in range(2):
         result = attempt()
@@ -224,7 +226,7 @@ def with_better_ways(problem: Problem, best: Candidate, leaves: Sequence[Tensor]
         if not variants:
             return best
         ways = [best, *(one for _, one in variants)]
-        result = race([run_of(forward_of(problem, one.module, leaves), leaves) for one in ways], device, _BUDGET)
+        result = race([run_of(forward_of(problem, one.module, leaves), leaves) for one in ways], device, BUDGET)
         if result.noise > _NOISE or result.gains[result.winner] < _TIE:
             return best
         number, best = next(_holding(problem, ways, result.seconds))

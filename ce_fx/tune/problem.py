@@ -80,6 +80,11 @@ class Problem:
         return self.objective == "memory" and self.mode == "train"
 
     @property
+    def lean(self) -> bool:
+        """Whether memory counts only among what takes nearly the best time: in training, recomputed or not."""
+        return self.objective == "memory" and self.mode in ("train", "checkpoint")
+
+    @property
     def constant(self) -> frozenset[int]:
         """Numbers of the leaves whose work is done once."""
         return frozenset(n for n, operand in enumerate(self.operands) if self.fold and operand.constant)

@@ -56,7 +56,7 @@ def linears():
 @pytest.mark.parametrize(("error", "timed"), [(1e-6, False), (1e6, True)])
 def test_auto_times_where_the_prediction_is_not_clear(clock, monkeypatch, error, timed):
     races = clock(2e-3, 1e-3)
-    monkeypatch.setattr(choice, "_ERROR", dict.fromkeys((True, False), error))
+    monkeypatch.setattr(choice, "ERROR", dict.fromkeys((True, False), error))
     assert report_of(linears(), tune="auto").measured is timed and bool(races) is timed
 
 
@@ -129,13 +129,13 @@ def test_a_way_that_was_slower_is_not_tried_again(monkeypatch):
 
 def test_true_times_whatever_the_prediction(clock, monkeypatch):
     clock(2e-3, 1e-3)
-    monkeypatch.setattr(choice, "_ERROR", dict.fromkeys((True, False), 1e-6))
+    monkeypatch.setattr(choice, "ERROR", dict.fromkeys((True, False), 1e-6))
     assert report_of(linears(), tune=True).measured
 
 
 def test_the_prediction_for_images_is_never_clear_of_other_formats(clock, monkeypatch):
     clock(2e-3, 1e-3)
-    monkeypatch.setattr(choice, "_ERROR", dict.fromkeys((True, False), 1.0))
+    monkeypatch.setattr(choice, "ERROR", dict.fromkeys((True, False), 1.0))
     fewest = choice.candidates
 
     def far_ahead(problem):

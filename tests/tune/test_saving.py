@@ -18,6 +18,7 @@ class Saving:
     objective: str = "memory"
     mode: str = "train"
     saves: bool = True
+    lean: bool = True
     model: object = None
 
 
