@@ -91,7 +91,7 @@ def checkpointed(body: GraphModule, *args: Any, **kwargs: Any) -> Any:
     """An activation checkpoint as `torch.utils.checkpoint` runs it outside a graph."""
     context_fn = body.meta.get("_checkpoint_context_fn", noop_context_fn)
     own = {"use_reentrant": False, "context_fn": context_fn, "early_stop": may_stop(body)}
-    return checkpoint(body, *args, **{**kwargs, **own})
+    return checkpoint(body.forward, *args, **{**kwargs, **own})
 
 
 def recompute_as_eager(gm: GraphModule, prefix: str = "") -> None:
