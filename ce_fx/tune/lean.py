@@ -109,4 +109,4 @@ def _reason(problem: Problem, written: _Way, best: _Way, fast: Choice, after: fl
         return f"{by}: nothing takes less memory in a tenth over the best time"
     gain, ratio = fast.written / after, written.memory / max(1.0, best.memory)
     time = f"{gain:.2f}x faster" if gain >= 1 else f"{1 / gain:.2f}x slower"
-    return f"{ratio:.1f}x less {_LESS[problem.mode]}, {time}, {by}" if ratio > 1 else f"{time}, {by}"
+    return f"{ratio:.1f}x less {_LESS[problem.mode]}, {time}, {by}" if ratio >= 1.05 else f"{time}, {by}"
