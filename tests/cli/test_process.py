@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,8 @@ def test_ctrl_c_is_130_and_no_traceback(tmp_path):
         text=True,
         env=env,
         cwd=tmp_path,
+        # A shell that runs the suite in the background has it ignore the signal, and so what it starts.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout.readline() == "loading\n"
         assert process.stdout.readline() == "running\n"
