@@ -62,10 +62,10 @@ def test_what_keeps_less_is_taken_where_it_is_not_much_slower(monkeypatch, clock
     assert row.time_after == pytest.approx(1e-3 * (leaner if taken else 1))
     gain = 2 / leaner if taken else 2
     assert f"{gain:.2f}x faster, measured" in row.reason
-    assert ("less saved for the backward" in row.reason) == (bytes_ < gradients_of_written())
+    assert ("less saved for the backward" in row.reason) == (bytes_ < kept_as_written())
 
 
-def gradients_of_written():
+def kept_as_written():
     model, x = layer(), torch.randn(X, requires_grad=True)
     return gradients(model, model, x)[1]
 
@@ -74,7 +74,7 @@ def test_what_is_written_is_kept_where_nothing_keeps_less(monkeypatch, clock):
     """Nothing is faster than two matrices in a row, and they keep one small tensor."""
     clock(1e-3, 2e-3)
     says(monkeypatch, 1.05)
-    model, x = torch.nn.Sequential(torch.nn.Linear(64, 4, bias=False), torch.nn.Linear(4, 64, bias=False)), None
+    model = torch.nn.Sequential(torch.nn.Linear(64, 4, bias=False), torch.nn.Linear(4, 64, bias=False))
     x = torch.randn(256, 64, requires_grad=True)
     row = ce_fx.report(ce_fx.optimize(model, (x,), objective="memory", tune=True)).layers[0]
     assert row.decision == "kept" and row.time_after == row.time_before
@@ -92,7 +92,7 @@ def test_noise_leaves_the_fastest_or_what_is_predicted_to_keep_no_more_than_is_w
     assert len(races) == (0 if noise else 2)
     assert row.measured == (noise == 0)
     if noise:
-        assert bytes_ <= gradients_of_written()
+        assert bytes_ <= kept_as_written()
     else:
         assert row.reason.endswith("2.00x faster, measured")
     assert not (cache / "choice").exists()
