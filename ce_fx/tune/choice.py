@@ -33,7 +33,12 @@ log = logging.getLogger(__name__)
 MARGIN = {"time": 0.9, "flops": 1.0, "memory": 1.0}
 """By prediction, a rewrite must cost less than this share of what was written: predicted time must win clearly."""
 
-ERROR = {True: 1.5, False: 2.0}  # factor that a prediction may be off, calibrated or not
+ERROR = {True: 1.5, False: 2.0}
+"""Factor that a prediction may be off, calibrated or not."""
+
+BUDGET = 0.2
+"""Seconds of one race."""
+
 _FINALISTS = {True: 6, False: 8}  # candidates that are timed, calibrated or not
 _FORMS = 3  # of them are timed in usual ways and in the other memory format, too
 _TIE = 1.03  # less than this is no gain
@@ -43,7 +48,6 @@ _HEAVY = 0.05  # share of a plan's predicted time from which other ways of a ste
 _VARIANTS = 9  # changes that are tried at once
 _ROUNDS = 3
 _HOPELESS = 8  # times the predicted time, from which a way is not tried
-BUDGET = 0.2  # seconds of one race
 
 
 @dataclass(frozen=True)

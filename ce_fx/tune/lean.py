@@ -63,13 +63,14 @@ def leanest(problem: Problem, tune: str | bool, inner: Inner | None = None) -> C
         ways = [fastest, *leaner]
         runs = [run_of(forward_of(problem, way.module, leaves), leaves) for way in ways]
         last = quiet(lambda: race(runs, problem.leaves[0].device, BUDGET)) if leaner else None
-    # Too noisy to tell, the fastest stays: that it is so was measured.
+    noisy = bool(leaner) and last is None  # the fastest stays then
     seconds = last.seconds if last else (1.0,) + (inf,) * len(leaner)
     best = least([way.memory for way in ways], seconds)
     after = fast.seconds * seconds[best] / seconds[0]
-    reason = _reason(problem, written, ways[best], fast, after, inner)
-    lasting = last is not None or not leaner
-    return Choice(ways[best].candidate, fast.written, after, fast.measured, reason, lasting, tuple(found))
+    reason = (
+        _reason(problem, written, ways[best], fast, after, inner) + noisy * " (too noisy to measure what takes less)"
+    )
+    return Choice(ways[best].candidate, fast.written, after, fast.measured, reason, not noisy, tuple(found))
 
 
 def least(memory: Sequence[float], seconds: Sequence[float]) -> int:
@@ -79,11 +80,11 @@ def least(memory: Sequence[float], seconds: Sequence[float]) -> int:
 
 
 def _by_prediction(problem: Problem) -> Choice:
-    """Where nothing can be timed: less memory by prediction, and what is written before anything that takes more."""
-    choice = replace(choose(problem, False), lasting=False)
-    if choice.candidate is None or choice.candidate.cost.of("memory") <= problem.cost.of("memory"):
-        return choice
-    return replace(kept_as_written(problem), lasting=False, rivals=choice.rivals)
+    """Where it is too noisy to time anything: less memory by prediction, and never more than what is written."""
+    choice = choose(problem, False)
+    if choice.candidate is not None and choice.candidate.cost.of("memory") > problem.cost.of("memory"):
+        choice = replace(kept_as_written(problem), rivals=choice.rivals)
+    return replace(choice, reason=f"{choice.reason} (too noisy to measure)", lasting=False)
 
 
 def _of(one: Candidate) -> _Way:

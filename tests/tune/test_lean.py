@@ -5,9 +5,12 @@ import torch
 
 import ce_fx
 from ce_fx.tune import lean
+from ce_fx.tune.choice import Choice
+from ce_fx.tune.cost import Cost
 from ce_fx.tune.race import Race
 from tests.train.kept import gradients, same
 from tests.tune.choosing import X, layer
+from tests.tune.test_saving import Saving, costing
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -93,9 +96,25 @@ def test_noise_leaves_the_fastest_or_what_is_predicted_to_keep_no_more_than_is_w
     assert row.measured == (noise == 0)
     if noise:
         assert bytes_ <= kept_as_written()
+        assert "(too noisy to measure)" in row.reason
     else:
-        assert row.reason.endswith("2.00x faster, measured")
+        assert "2.00x faster, measured (too noisy to measure what takes less)" in row.reason
     assert not (cache / "choice").exists()
+
+
+@pytest.mark.parametrize(("saved", "taken"), [(19, True), (20, True), (21, False)])
+def test_on_a_noisy_machine_nothing_is_taken_that_is_predicted_to_keep_more_than_is_written(monkeypatch, saved, taken):
+    """By prediction alone it would be, where what is written is predicted to be slow."""
+    problem, other = Saving(Cost(1, 1, 2.0, saved=20)), costing(1.0, saved)
+
+    def choose(problem, tune, inner=None):
+        return Choice(other, 2.0, 1.0, False, "2.0x less time predicted", lasting=tune is False)
+
+    monkeypatch.setattr(lean, "choose", choose)
+    choice = lean.leanest(problem, True)
+    assert choice.candidate is (other if taken else None)
+    assert not choice.lasting and choice.reason.endswith(" (too noisy to measure)")
+    assert choice.seconds == (1.0 if taken else 2.0)
 
 
 def test_without_gradients_memory_is_not_timed(monkeypatch, clock):
